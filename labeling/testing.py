@@ -48,16 +48,16 @@ class ReaderTests:
         assert submission.mask.dtype == np.uint8
         assert submission.mask.geometry_equal(image)
 
-    def test_states_agree_with_the_mask(self, reader: Reader, series: str, image: hd.Volume) -> None:
+    def test_states_agree_with_the_mask(self, reader: Reader, series: str) -> None:
         submission = reader.label(series, None)
         assert submission.states
         assert set(submission.states.values()) <= {"present", "absent", "not_annotated"}
         assert ("present" in submission.states.values()) == bool(submission.mask.array.any())
 
-    def test_counts_what_it_changed_of_a_suggestion(self, reader: Reader, series: str, image: hd.Volume) -> None:
+    def test_counts_what_it_changed_of_a_suggestion(self, reader: Reader, series: str) -> None:
         answer = reader.label(series, None).mask
         assert reader.label(series, answer).voxels_changed == 0
 
-    def test_refuses_a_series_it_cannot_label(self, reader: Reader, series: str) -> None:
+    def test_refuses_a_series_it_cannot_label(self, reader: Reader) -> None:
         with pytest.raises(Exception, match=r"9\.9\.9"):
             reader.label("9.9.9", None)
