@@ -18,7 +18,6 @@ import pyarrow as pa
 from catalog import Archive, LabelRevision, Progress, Project, freeze, labels
 from datamodules import Fingerprint, LabelledCase, Plan, build
 from labeling.errors import LabelingError
-from labeling.jobs import Steps
 from labeling.readers import Reader
 from labeling.strategies import EntropyStrategy, RandomStrategy, Strategy
 from serving import Registry, evaluate, score_pool
