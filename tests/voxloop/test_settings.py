@@ -22,8 +22,7 @@ def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_home_is_worked_in_by_one_command_at_a_time(tmp_path: Path) -> None:
-    with only_one(tmp_path):
-        with pytest.raises(FrontDoorError, match=str(tmp_path)), only_one(tmp_path):
-            pass
+    with only_one(tmp_path), pytest.raises(FrontDoorError, match=str(tmp_path)), only_one(tmp_path):
+        pass
     with only_one(tmp_path):
         pass
