@@ -1,10 +1,10 @@
 """The columns of the tables in HOME/tables. Keys are fixed; columns may be added at the end.
 
-    object_catalog   (path, modificationTime, length)          a row a file as it was
-    labels           label_id                                  a row a label revision
-    predictions      sop_uid                                   a row a predicted segmentation
-    scores           (project, series_uid, model_version, kind)
-    splits           (project, unit)
+object_catalog   (path, modificationTime, length)          a row a file as it was
+labels           label_id                                  a row a label revision
+predictions      sop_uid                                   a row a predicted segmentation
+scores           (project, series_uid, model_version, kind)
+splits           (project, unit)
 """
 
 import pyarrow as pa
@@ -99,9 +99,7 @@ PREDICTIONS = pa.schema(
 """``receipt`` is the sha256 of the canonical JSON of the row without it; ``source_digest`` is the sha256 over the sorted
 SOPInstanceUIDs in ``source_uids``; ``volumes_ml`` is millilitres by structure."""
 
-SCORES = pa.schema(
-    [*_texts("project", "series_uid", "model_version", "kind"), ("value", _REAL), ("created_at", _TIME)]
-)
+SCORES = pa.schema([*_texts("project", "series_uid", "model_version", "kind"), ("value", _REAL), ("created_at", _TIME)])
 
 SPLITS = pa.schema([*_texts("project", "unit", "unit_kind", "role"), ("created_at", _TIME)])
 """``unit`` is a PatientID, or a StudyInstanceUID where ``unit_kind`` is ``study`` (the study has no PatientID)."""

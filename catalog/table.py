@@ -93,6 +93,10 @@ class DeltaTable:
         delta = self._open()
         return -1 if delta is None else int(delta.version())
 
+    def create(self) -> None:
+        """Make the empty table, version 0, where there is none."""
+        self._open(create=True)
+
     def append(self, rows: pa.Table, *, writer: str, batch: int) -> int:
         """As Table.append; two processes may append at once."""
         delta = self._open(create=True)
