@@ -30,7 +30,12 @@ class LabelSet:
     def __post_init__(self) -> None:
         values = [structure.value for structure in self.structures]
         names = [structure.name for structure in self.structures]
-        if not values or values != sorted(set(values)) or not 1 <= values[0] <= values[-1] <= 255 or len(set(names)) < len(names):
+        if (
+            not values
+            or values != sorted(set(values))
+            or not 1 <= values[0] <= values[-1] <= 255
+            or len(set(names)) < len(names)
+        ):
             raise CatalogError(
                 "structures need distinct names and ascending values between 1 and 255",
                 about=f"label set {self.name}",
