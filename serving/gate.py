@@ -5,18 +5,25 @@ the mean difference has a one-sided 95% lower bound by bootstrap over patients (
 non-inferior if that bound is at least −margin.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from catalog.errors import CatalogError
+from catalog.labels import LabelRevision, current, mask
 from catalog.progress import Progress
+from catalog.split import freeze
 
-__all__ = ["FEW_PATIENTS", "Comparison", "Evidence", "compare", "judge", "patient_means"]
+if TYPE_CHECKING:
+    from catalog.archive import Archive
+    from catalog.project import Project
+    from serving.registry import Registry
+
+__all__ = ["FEW_PATIENTS", "Comparison", "Evidence", "compare", "evaluate", "judge", "patient_means"]
 
 FEW_PATIENTS = 5
 """Below this many holdout patients no bound is claimed: the means decide and the version is tagged ``unproven``."""
@@ -171,24 +178,71 @@ def _reason(own: Mapping[str, float], compared: tuple[Comparison, ...], margin: 
         return f"First champion: mean Dice {np.mean(list(own.values())):.3f} over {len(own)} holdout patients.{tail}"
     worst = min(compared, key=lambda c: (c.passed, c.mean_difference if c.lower is None else c.lower))
     bound = "" if worst.lower is None else f", at least {worst.lower:+.3f} with 95% confidence"
-    verb = "Not worse" if worst.passed else "Not shown to be as good"
+    verb = "Not worse than" if worst.passed else "Not shown to be as good as"
     return (
-        f"{verb} than version {worst.other} ({worst.role}): mean Dice {worst.mean_difference:+.3f} over {len(own)} holdout "
+        f"{verb} version {worst.other} ({worst.role}): mean Dice {worst.mean_difference:+.3f} over {len(own)} holdout "
         f"patients{bound}; the margin is {-margin:+.3f}.{tail}"
     )
 
 
 def evaluate(
-    archive: Any,
-    project: Any,
-    candidate: str,
-    *,
-    champion: str | None,
-    best: str | None,
-    predictor: Callable[[str], Any],
-    known: Callable[[str], Scores],
-    progress: Progress | None = None,
+    archive: "Archive", project: "Project", registry: "Registry", candidate: str, *, progress: Progress | None = None
 ) -> Evidence:
-    """Run the versions on the holdout's current label revisions and judge. ``predictor`` loads a version; ``known`` gives the Dice
-    that earlier evidence holds for it, which is not computed again for the same label revision."""
-    raise CatalogError("to do")
+    """Run candidate, champion and best on the holdout's current label revisions, judge, and record the evidence.
+
+    What earlier evidence says of a version and a label revision is not computed again. For a candidate that its evidence has
+    made champion already, that evidence is returned: the step may be repeated.
+    """
+    model = project.model
+    champion = registry.champion(model)
+    if champion == candidate and (recorded := registry.evidence(model, candidate)) is not None:
+        return recorded
+    best, labels_version = registry.best(model), archive.labels.version()
+    holdout = {series for series, role in freeze(archive, project).items() if role == "holdout"}
+    revisions = [r for r in current(archive, project.key, version=labels_version).values() if r.series_uid in holdout]
+    versions = [version for version in dict.fromkeys((candidate, champion, best)) if version is not None]
+    evidence = judge(
+        model,
+        candidate,
+        _dice(archive, project, registry, versions, revisions, progress),
+        {r.label_id: {"series": r.series_uid, "patient": r.patient_id or r.study_uid} for r in revisions},
+        champion=champion,
+        best=best,
+        margin=project.margin,
+        catalog_version=archive.objects.version(),
+        labels_version=labels_version,
+    )
+    registry.record(evidence)
+    return evidence
+
+
+def _dice(
+    archive: "Archive",
+    project: "Project",
+    registry: "Registry",
+    versions: Sequence[str],
+    revisions: Sequence[LabelRevision],
+    progress: Progress | None,
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Version → label revision id → structure → Dice."""
+    from serving.model import load
+    from training import Prompts, dice_by_structure
+
+    scores: dict[str, dict[str, dict[str, float | None]]] = {}
+    for version in versions:
+        earlier = registry.evidence(project.model, version)
+        scores[version] = dict(earlier.scores[version]) if earlier is not None else {}
+    hot = {version: functools.cache(lambda v=version: load(registry.fetch(project.model, v, archive.home / "models"))) for version in versions}
+    for done, revision in enumerate(revisions):
+        new = [version for version in versions if revision.label_id not in scores[version]]
+        if new:
+            image, truth = archive.volume(revision.series_uid), mask(archive, revision, project.label_set)
+        for version in new:
+            found = hot[version]().predictor.predict(image, Prompts()).mask
+            scores[version][revision.label_id] = dice_by_structure(
+                found.array, truth.array, project.label_set.structures, revision.states
+            )
+        if progress:
+            progress(done + 1, len(revisions))
+    wanted = {revision.label_id for revision in revisions}
+    return {version: {k: v for k, v in dice.items() if k in wanted} for version, dice in scores.items()}
