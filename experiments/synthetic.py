@@ -5,17 +5,13 @@ texture, the noise, the voxel spacing; bodies hold other round things of the org
 position nor a fixed grey value finds the organs, and each further labelled patient has something to teach.
 """
 
-import csv
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import highdicom as hd
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from catalog.labelset import LabelSet, Structure
-from catalog.progress import Progress
 
 __all__ = ["LABEL_SET", "PATIENTS", "cases", "write"]
 

@@ -44,7 +44,7 @@ class HotModel:
         self._loaded = self._load(version)
         self.metadata = self._loaded.metadata
 
-    def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:  # noqa: ARG002
+    def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Answer a table of items; columns that the schema does not know reach the model, which refuses them by name."""
         model: VoxloopModel = self._loaded.unwrap_python_model()
         if (refusal := self._refusal) is not None:

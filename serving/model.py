@@ -140,7 +140,7 @@ class VoxloopModel(PythonModel):  # type: ignore[misc]
         self.served = load(Path(context.artifacts["run"]).parents[1])
         self._one = threading.Lock()  # a prediction takes all cores, or the GPU
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ARG002, ANN201
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """A DataFrame with columns reference, prompts, outputs → a list of answers. One bad item never spoils the others."""
         return [self._answer(row) for row in model_input.to_dict("records")]
 
