@@ -20,6 +20,7 @@ Normalization = Literal["zscore", "percentile", "ct"]
 PREPARATION = ("spacing", "normalization", "structures", "values")  # what prepare() and prepare_mask() look at
 DIVISOR = 8  # the default network halves its grid at most three times
 LARGEST_PATCH = 96
+SMALL_UNET = {"channels": [16, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 1, "norm": "INSTANCE"}
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,14 @@ class Plan:
     patch: tuple[int, int, int]
     normalization: Normalization = "zscore"
     batch: int = 2
-    steps: int = 240
-    network: str = "SegResNet"
-    network_args: dict[str, Any] = field(
-        default_factory=lambda: {"init_filters": 16, "blocks_down": [1, 2, 2], "blocks_up": [1, 1], "norm": "INSTANCE"}
-    )
-    learning_rate: float = 2e-3
+    steps: int = 600
+    network: str = "UNet"
+    network_args: dict[str, Any] = field(default_factory=lambda: dict(SMALL_UNET))
+    learning_rate: float = 4e-3
     weight_decay: float = 1e-4
     augment: bool = True
     overlap: float = 0.25
-    validate_every: int = 60
+    validate_every: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -100,7 +99,7 @@ class Plan:
         for name in ("structures", "values"):
             if name in overrides:
                 raise DataError(f"{name} follows from the label set", about="plan", remedy=f"take {name} out of the plan")
-        spacing = overrides.get("spacing", fingerprint.spacing)
+        spacing = cls.from_dict({**derived, "patch": [1, 1, 1], **overrides}).spacing
         sizes = [n * old / new for n, old, new in zip(fingerprint.shape, fingerprint.spacing, spacing, strict=True)]
         derived["patch"] = [min(LARGEST_PATCH, max(1, math.ceil(size / DIVISOR)) * DIVISOR) for size in sizes]
         return cls.from_dict({**derived, **overrides})

@@ -44,21 +44,21 @@ def _phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarr
     body = _blob(rng, grid, centre=(0, 0, 0), radii=(400, 62 + rng.uniform(-5, 5), 74 + rng.uniform(-6, 6)), rough=0.03)
     image = np.where(body, 40.0, -80.0) + np.where(body, 7 * _texture(rng, 2.5), 0)
     mask = np.zeros(SHAPE, np.uint8)
-    levels = [rng.choice([-1, 1]) * rng.uniform(22, 42) for _ in LABEL_SET.structures]
+    levels = [rng.choice([-1, 1]) * rng.uniform(28, 48) for _ in LABEL_SET.structures]
     organs = (
-        ((4, -6, -30), (34, 28, 26), (14, 12, 10), 1.5),
-        ((8, 16, 38), (26, 18, 14), (14, 12, 9), 3.5),
+        ((4, -6, -30), (36, 30, 27), (12, 10, 8), 1.5),
+        ((8, 12, 36), (28, 23, 19), (12, 10, 7), 3.5),
     )
     for level in [*levels, *levels, rng.uniform(-45, 45)]:  # things of the same intensities that are not the organs
         centre = rng.uniform((-60, -45, -55), (60, 45, 55))
-        thing = _blob(rng, grid, centre, radii=rng.uniform(7, 15, 3), rough=0.2) & body
+        thing = _blob(rng, grid, centre, radii=rng.uniform(5, 10, 3), rough=0.2) & body
         image[thing] = 40 + level + 7 * _texture(rng, 2.0)[thing]
     for structure, level, (place, radii, jitter, grain) in zip(LABEL_SET.structures, levels, organs, strict=True):
         centre = np.array(place) + rng.normal(0, jitter)
-        organ = _blob(rng, grid, centre, np.array(radii) * rng.uniform(0.75, 1.25, 3), rough=0.25) & body & (mask == 0)
+        organ = _blob(rng, grid, centre, np.array(radii) * rng.uniform(0.75, 1.25, 3), rough=0.2) & body & (mask == 0)
         mask[organ] = structure.value
         image[organ] = 40 + level + 6 * _texture(rng, grain / 1.5)[organ]
-    image = gaussian_filter(image, 0.5) + rng.normal(0, rng.uniform(5, 16), SHAPE)
+    image = gaussian_filter(image, 0.5) + rng.normal(0, rng.uniform(4, 13), SHAPE)
     affine = np.zeros((4, 4))
     affine[2, 0], affine[1, 1], affine[0, 2] = spacing
     affine[:, 3] = *(-spacing[::-1] * (np.array(SHAPE[::-1]) - 1) / 2), 1

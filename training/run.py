@@ -15,9 +15,9 @@ from training.errors import TrainingError
 from training.network import network
 from training.predictor import NetPredictor
 
-__all__ = ["LABEL_IDS", "LABEL_SET", "PLAN", "WEIGHTS", "LoadedRun", "load_files", "load_run"]
+__all__ = ["CHECKPOINT", "LABEL_IDS", "LABEL_SET", "PLAN", "WEIGHTS", "LoadedRun", "load_files", "load_run"]
 
-PLAN, LABEL_SET, LABEL_IDS, WEIGHTS = "plan.json", "label_set.json", "label_ids.json", "weights.pt"  # a run's artifacts
+PLAN, LABEL_SET, LABEL_IDS, WEIGHTS, CHECKPOINT = "plan.json", "label_set.json", "label_ids.json", "weights.pt", "last.ckpt"
 
 
 @dataclass(frozen=True)
