@@ -13,6 +13,7 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,13 @@ import yaml
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import PythonModel
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
 
 from catalog import VoxloopError
 from catalog.archive import Archive
 from catalog.labelset import LabelSet
-from catalog.sources import FileVolumes
+from catalog.sources import FileVolumes, in_slice_order
 from datamodules.plan import Plan
 from serving.errors import ServingError
 from serving.receipt import segmentation
@@ -43,7 +46,16 @@ __all__ = ["SIGNATURE", "Origin", "Served", "VoxloopModel", "load", "log_model"]
 
 ORIGIN = "origin.json"
 ROOMS = ("catalog", "datamodules", "training", "serving")
-REQUIREMENTS = ["mlflow>=3.17,<3.18", "torch>=2.14", "monai>=1.6", "highdicom>=0.28", "nibabel", "deltalake>=1.6", "duckdb", "sqlalchemy>=2"]
+REQUIREMENTS = [
+    "mlflow>=3.17,<3.18",
+    "torch>=2.14",
+    "monai>=1.6",
+    "highdicom>=0.28",
+    "nibabel",
+    "deltalake>=1.6",
+    "duckdb",
+    "sqlalchemy>=2",
+]
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(AnyType(), name, required=False) for name in ("reference", "prompts", "outputs")]),
@@ -56,7 +68,7 @@ SIGNATURE = ModelSignature(
         ]
     ),
 )
-"""Looser than ``serving.request`` on purpose: MLflow would answer a whole request with one error where we answer item by item."""
+"""Looser than ``serving.request``: MLflow would refuse a whole request where we refuse an item."""
 
 _log = logging.getLogger(__name__)
 
@@ -170,11 +182,19 @@ class VoxloopModel(PythonModel):  # type: ignore[misc]
     def _read(self, reference: Reference) -> "tuple[hd.Volume, Callable[[], Sequence[Dataset]]]":
         """The image, and what gives its DICOM headers in slice order."""
         if reference.kind != "series":
-            return FileVolumes().volume(reference.value), lambda: headers(reference.value)
+            return FileVolumes().volume(reference.value), lambda: _headers(reference.value)
         if not self._home:
             raise ServingError("this server has no catalog", about="reference.series", remedy="set home in the model's config")
         archive = Archive(self._home, index_url=self._index_url)
         return archive.volume(reference.value), lambda: archive.sources(reference.value)
+
+
+def _headers(folder: str) -> "list[Dataset]":
+    headers = []
+    for path in sorted(Path(folder).rglob("*")):
+        with suppress(InvalidDicomError, IsADirectoryError):
+            headers.append(dcmread(path, stop_before_pixels=True))
+    return in_slice_order([header for header in headers if "Rows" in header], about=folder)
 
 
 def _seg(served: Served, found: Prediction, sources: "Sequence[Dataset]") -> str:

@@ -38,7 +38,9 @@ def _said(call: Callable[P, R]) -> Callable[P, R]:
             return call(*args, **kwargs)
         except MlflowException as problem:
             line = str(problem).splitlines()[0]
-            raise ServingError(line, about="registry", remedy="is the MLflow server up, are model and run named right?") from problem
+            raise ServingError(
+                line, about="registry", remedy="is the MLflow server up, are model and run named right?"
+            ) from problem
 
     return guarded
 
