@@ -1,0 +1,55 @@
+"""Writing that is either there or not there: a temporary file in the same folder, fsync, rename."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from catalog.errors import CatalogError
+
+__all__ = ["TEMPORARY", "atomic_file", "full_disk", "sync_folder"]
+
+TEMPORARY = ".tmp-"
+"""What the name of a file begins with while it is being written."""
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the name ``path`` when the block ends well, and leaves nothing when it does not."""
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    with full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """Turn "no space left" and "quota exceeded" into a CatalogError that names ``path``."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        remedy = "free some space, then run the same command again: it continues where it stopped"
+        raise CatalogError("the disk is full", about=str(path), remedy=remedy) from problem

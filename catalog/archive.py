@@ -1,0 +1,109 @@
+"""One home: its tables, its stored objects, its index, its volumes."""
+
+import fcntl
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from catalog import views
+from catalog.errors import CatalogError
+from catalog.index import Index, Indexed
+from catalog.schemas import LABELS, OBJECTS, PREDICTIONS, SCORES, SPLITS
+from catalog.sources import geometry, in_slice_order, read_series
+from catalog.store import Journal, finish, put
+from catalog.table import DeltaTable
+
+if TYPE_CHECKING:
+    import highdicom as hd
+    from pydicom import Dataset
+
+__all__ = ["Archive"]
+
+
+class Archive:
+    """The home folder ``home``; cheap to make, nothing is created before something is written, safe in any process.
+
+    ``index_url`` is the SQLAlchemy URL of the query index, by default SQLite in HOME/index.db.
+    """
+
+    def __init__(self, home: str | Path, *, index_url: str | None = None) -> None:
+        self.home = Path(home).absolute()
+        self.index_url = index_url
+        tables = self.home / "tables"
+        self.objects = DeltaTable(tables / "object_catalog", OBJECTS)
+        self.labels = DeltaTable(tables / "labels", LABELS)
+        self.predictions = DeltaTable(tables / "predictions", PREDICTIONS)
+        self.scores = DeltaTable(tables / "scores", SCORES)
+        self.splits = DeltaTable(tables / "splits", SPLITS)
+        self.index = Index(index_url or f"sqlite:///{self.home / 'index.db'}")
+
+    def __repr__(self) -> str:
+        return f"Archive({str(self.home)!r})"
+
+    def store(self, datasets: "Iterable[Dataset]", *, folder: str, writer: str, batch: int = 0) -> list[Path]:
+        """Put objects into HOME/volume/``folder``/Study/Series/SOP.dcm and into ``object_catalog``; their paths.
+
+        A repeat adds nothing; ``writer`` and ``batch`` name the work for the journal that a crash leaves to ``finish``.
+        Raises CatalogError where an object lacks a UID, or its UID is stored with other pixels: the first stays.
+        """
+        with self.writing():
+            return put(self, datasets, folder=folder, journal=Journal(self.home, f"{writer}/{batch}"))
+
+    def series_files(self, series_uid: str) -> list[Path]:
+        """The current files of a series, one an instance, by InstanceNumber; CatalogError where it is unknown."""
+        return [Path(found.path) for found in self._indexed(series_uid)]
+
+    def volume(self, ref: str) -> "hd.Volume":
+        """As VolumeSource.volume; ``ref`` is a SeriesInstanceUID."""
+        return read_series(self.series_files(ref), about=ref)
+
+    def sources(self, series_uid: str) -> "list[Dataset]":
+        """The headers of a series without pixels, in the order of the slices of ``volume``."""
+        from pydicom import config, dcmread
+
+        with config.disable_value_validation():
+            headers = [dcmread(path, stop_before_pixels=True) for path in self.series_files(series_uid)]
+        return in_slice_order(headers, about=series_uid)
+
+    def geometry(self, series_uid: str) -> "hd.VolumeGeometry":
+        """The grid of ``volume``, without reading pixels where every slice is a file."""
+        headers = self.sources(series_uid)
+        if int(headers[0].get("NumberOfFrames") or 1) > 1:
+            return self.volume(series_uid).get_geometry()
+        return geometry(headers, about=series_uid)
+
+    def sql(self, query: str) -> pa.Table:
+        """The answer of DuckDB to one query over the views of ``catalog.views``, read-only.
+
+        CatalogError where DuckDB does not take it.
+        """
+        return views.sql(self, query)
+
+    def finish(self) -> list[str]:
+        """Complete or remove what a crash left between file, ``object_catalog`` and ``labels``; what was done, a line each."""
+        with self._lock(fcntl.LOCK_EX):
+            return finish(self)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keeps ``finish`` of every process waiting: what is under way is not what a crash left."""
+        with self._lock(fcntl.LOCK_SH):
+            yield
+
+    def _indexed(self, series_uid: str) -> list[Indexed]:
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.index.follow(self.objects)
+        found = self.index.files(series_uid)
+        if not found:
+            raise CatalogError("no such series in the catalog", about=series_uid, remedy="ingest its files first")
+        return found
+
+    @contextmanager
+    def _lock(self, kind: int) -> Iterator[None]:
+        self.home.mkdir(parents=True, exist_ok=True)
+        with (self.home / ".writing").open("w") as file:
+            fcntl.flock(file, kind)
+            yield

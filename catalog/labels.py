@@ -1,0 +1,202 @@
+"""Label revisions: append-only events, each a segmentation and what its author says of it."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from catalog import seg
+from catalog.errors import CatalogError
+from catalog.labelset import LabelSet
+from catalog.schemas import LABELS
+from catalog.store import Journal, label_rows, put
+from catalog.uids import deterministic_uid
+
+if TYPE_CHECKING:
+    import highdicom as hd
+    from pydicom import Dataset
+
+    from catalog.archive import Archive
+
+__all__ = ["LabelRevision", "State", "Submission", "current", "mask", "revision", "submit"]
+
+State = Literal["present", "absent", "not_annotated"]
+FOLDER = "labels"
+_STATUSES = ("draft", "submitted", "approved")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What an author hands in for a series.
+
+    ``mask`` is a uint8 label map on the series' grid; ``states`` says for each structure whether it is there, is not, or
+    was not looked for; ``seconds`` is the author's time, ``parent`` the revision it builds on, ``suggested_by`` the model
+    version it began from and ``voxels_changed`` how many voxels of that suggestion were changed.
+    """
+
+    series_uid: str
+    mask: "hd.Volume"
+    states: Mapping[str, State]
+    author: str
+    role: str = "reader"
+    status: str = "submitted"
+    suggested_by: str | None = None
+    seconds: float = 0.0
+    parent: str | None = None
+    voxels_changed: int | None = None
+
+
+@dataclass(frozen=True)
+class LabelRevision:
+    """A row of ``labels``; ``seg_uid`` is the SOPInstanceUID of its segmentation."""
+
+    label_id: str
+    project: str
+    seg_uid: str
+    series_uid: str
+    study_uid: str
+    patient_id: str | None
+    parent: str | None
+    author: str
+    role: str
+    status: str
+    suggested_by: str | None
+    seconds: float
+    voxels_changed: int | None
+    created_at: datetime
+    states: Mapping[str, State] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON holds it; ``created_at`` in ISO 8601."""
+        return {**asdict(self), "created_at": self.created_at.isoformat()}
+
+
+def submit(
+    archive: "Archive", project: str, labels: LabelSet, submission: Submission, *, label_id: str | None = None
+) -> LabelRevision:
+    """Store the segmentation, then the event; the same ``label_id`` again adds nothing and returns what is there.
+
+    Raises CatalogError where the mask is not on the series' grid, a state is missing or is no state, a structure that is
+    said to be absent or not annotated has voxels, or the parent is no revision of the same series in the project.
+    """
+    label_id = label_id or str(uuid.uuid4())
+    stored = revision(archive, label_id)
+    if stored is not None:
+        return stored
+    _check_states(submission, labels)
+    parent = _parent(archive, project, submission)
+    sources = archive.sources(submission.series_uid)
+    _check_grid(archive.geometry(submission.series_uid), submission)
+    event = _event(label_id, project, submission, sources[0], parent)
+    segmentation = seg.encode(
+        submission.mask,
+        sources,
+        labels,
+        sop_uid=event["seg_uid"],
+        series_uid=deterministic_uid("label series", label_id),
+        description=f"{project}: {labels.name}",
+        author=submission.author,
+    )
+    journal = Journal(archive.home, f"label/{label_id}", label=event)
+    with archive.writing():
+        put(archive, [segmentation], folder=FOLDER, journal=journal)
+        archive.labels.append(label_rows(event), writer=f"label/{label_id}", batch=0)
+        journal.close()
+    stored = revision(archive, label_id)
+    assert stored is not None
+    return stored
+
+
+def revision(archive: "Archive", label_id: str) -> LabelRevision | None:
+    """The revision with this id."""
+    found = _revisions(archive, f"label_id = {_quoted(label_id)}")
+    return found[0] if found else None
+
+
+def current(archive: "Archive", project: str, *, version: int | None = None, drafts: bool = False) -> dict[str, LabelRevision]:
+    """Series UID → its latest revision in the project, as of a version of the ``labels`` table; drafts only if asked for."""
+    where = f"project = {_quoted(project)}" + ("" if drafts else " AND status <> 'draft'")
+    return {found.series_uid: found for found in _revisions(archive, where, version)}
+
+
+def mask(archive: "Archive", revision: LabelRevision, labels: LabelSet) -> "hd.Volume":
+    """The label map of a revision (uint8) on its series' grid."""
+    archive.index.follow(archive.objects)
+    stored = archive.index.instance(revision.seg_uid)
+    if stored is None:
+        raise CatalogError(
+            "its segmentation is not in the catalog", about=f"label {revision.label_id}", remedy="restore the home"
+        )
+    return seg.decode(Path(stored.path), archive.geometry(revision.series_uid), labels)
+
+
+def _event(
+    label_id: str, project: str, submission: Submission, source: "Dataset", parent: LabelRevision | None
+) -> dict[str, Any]:
+    """The row of ``labels`` in its JSON form; later than its parent's, whatever the clocks say."""
+    now = datetime.now(UTC)
+    if parent is not None:
+        now = max(now, parent.created_at + timedelta(microseconds=1))
+    said = {item.name: getattr(submission, item.name) for item in fields(submission) if item.name != "mask"}
+    return {
+        **said,
+        "states": dict(submission.states),
+        "label_id": label_id,
+        "project": project,
+        "seg_uid": deterministic_uid("label", label_id),
+        "study_uid": str(source.StudyInstanceUID),
+        "patient_id": str(source.get("PatientID") or "") or None,
+        "created_at": int(now.timestamp() * 1_000_000),
+    }
+
+
+def _revisions(archive: "Archive", where: str, version: int | None = None) -> list[LabelRevision]:
+    rows = archive.labels.scan(LABELS.names, where=where, version=version).read_all().to_pylist()
+    rows.sort(key=lambda row: (row["created_at"], row["label_id"]))
+    return [LabelRevision(**{**row, "states": dict(row["states"])}) for row in rows]
+
+
+def _parent(archive: "Archive", project: str, submission: Submission) -> LabelRevision | None:
+    if submission.parent is None:
+        return None
+    parent = revision(archive, submission.parent)
+    if parent is None or (parent.project, parent.series_uid) != (project, submission.series_uid):
+        problem = f"its parent {submission.parent} is no revision of this series in project {project}"
+        raise CatalogError(problem, about=submission.series_uid, remedy="name the revision that was opened")
+    return parent
+
+
+def _check_states(submission: Submission, labels: LabelSet) -> None:
+    about, names = submission.series_uid, [structure.name for structure in labels.structures]
+    if sorted(submission.states) != sorted(names) or not set(submission.states.values()) <= set(get_args(State)):
+        remedy = f"say {', '.join(get_args(State))} for each of {', '.join(names)}"
+        raise CatalogError(
+            f"the states {dict(submission.states)} do not fit label set {labels.name}", about=about, remedy=remedy
+        )
+    if submission.status not in _STATUSES:
+        raise CatalogError(f"{submission.status!r} is no status", about=about, remedy=f"one of {', '.join(_STATUSES)}")
+    drawn = set(np.unique(submission.mask.array).tolist())
+    for structure in labels.structures:
+        state = submission.states[structure.name]
+        if (structure.value in drawn) != (state == "present"):
+            has = "has voxels" if structure.value in drawn else "has no voxels"
+            raise CatalogError(
+                f"{structure.name} is said to be {state} but {has}", about=about, remedy="mend the mask or the state"
+            )
+
+
+def _check_grid(grid: "hd.VolumeGeometry", submission: Submission) -> None:
+    mask = submission.mask
+    if mask.spatial_shape != grid.spatial_shape or not np.allclose(mask.affine, grid.affine, atol=1e-3):
+        problem = f"the mask, {mask.spatial_shape}, is not on the series' grid, {grid.spatial_shape}"
+        raise CatalogError(
+            problem, about=submission.series_uid, remedy="label the volume that the catalog gives for this series"
+        )
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

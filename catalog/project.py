@@ -1,0 +1,139 @@
+"""A project: one YAML file that names the cohort, the label set, the plan, the split and the model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import pydantic
+import yaml
+
+from catalog.errors import CatalogError
+from catalog.labelset import LabelSet, Structure
+
+if TYPE_CHECKING:
+    from catalog.archive import Archive
+
+__all__ = ["Case", "Project", "Split"]
+
+_COLUMNS = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID")
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image series of a cohort; ``patient_id`` is empty where the files have none."""
+
+    series_uid: str
+    study_uid: str
+    patient_id: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shares of the cohort's patients, 0…1, that validate and that are held out for the gate; ``seed`` keys their order."""
+
+    validation: float
+    holdout: float
+    seed: str
+
+
+@dataclass(frozen=True)
+class Project:
+    """What a project file says. ``key`` stands in labels, predictions, scores and splits; ``cohort`` is SQL over
+    ``catalog.views`` that gives SeriesInstanceUID, StudyInstanceUID and PatientID; ``plan`` are overrides that the plan's
+    own module reads; ``model`` is the registered model's name; ``margin`` is the loss of Dice that the gate still calls
+    not inferior."""
+
+    key: str
+    cohort: str
+    label_set: LabelSet
+    plan: dict[str, Any]
+    split: Split
+    model: str
+    margin: float
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Project":
+        """Read a project file; CatalogError names the field that does not fit."""
+        try:
+            stored = yaml.safe_load(Path(path).read_text())
+            return _File.model_validate(stored).project()
+        except FileNotFoundError:
+            raise CatalogError("no such project file", about=str(path), remedy="check the path") from None
+        except pydantic.ValidationError as problem:
+            first = problem.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise CatalogError(f"{where}: {first['msg']}", about=str(path), remedy="mend the project file") from None
+        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as problem:
+            raise CatalogError(f"not YAML: {' '.join(str(problem).split())}", about=str(path)) from None
+
+    def cases(self, archive: "Archive") -> list[Case]:
+        """The image series of the cohort as the catalog is now, by SeriesInstanceUID.
+
+        CatalogError where the SQL fails, lacks a column or gives a series twice.
+        """
+        found = archive.sql(self.cohort)
+        lacking = [column for column in _COLUMNS if column not in found.column_names]
+        if lacking:
+            remedy = f"select {', '.join(_COLUMNS)}"
+            raise CatalogError(f"the cohort lacks {', '.join(lacking)}", about=f"project {self.key}", remedy=remedy)
+        images = set(archive.sql("SELECT SeriesInstanceUID FROM series WHERE is_image")["SeriesInstanceUID"].to_pylist())
+        rows = sorted((row[0], row[1], row[2] or "") for row in zip(*(found[c].to_pylist() for c in _COLUMNS), strict=True))
+        cases = [Case(*row) for row in rows if row[0] in images]
+        if len({case.series_uid for case in cases}) < len(cases):
+            raise CatalogError("the cohort gives a series twice", about=f"project {self.key}", remedy="select it from `series`")
+        return cases
+
+
+class _Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+
+class _StructureIn(_Strict):
+    name: Annotated[str, pydantic.Field(min_length=1, max_length=64)]
+    value: Annotated[int, pydantic.Field(ge=1, le=255)]
+    code: tuple[str, str, str]
+    color: tuple[int, int, int]
+
+
+class _LabelSetIn(_Strict):
+    name: str
+    structures: list[_StructureIn]
+
+
+class _SplitIn(_Strict):
+    validation: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.15
+    holdout: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.2
+    seed: str = "voxloop"
+
+    @pydantic.model_validator(mode="after")
+    def _leaves_some_to_train(self) -> "_SplitIn":
+        if self.validation + self.holdout >= 1:
+            raise ValueError("validation and holdout leave nothing to train on")
+        return self
+
+
+class _File(_Strict):
+    key: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+    cohort: str
+    label_set: _LabelSetIn
+    plan: dict[str, Any] = {}
+    split: _SplitIn = _SplitIn()
+    model: Annotated[str, pydantic.Field(min_length=1, pattern=r"^[^/:]+$")]
+    margin: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.02
+
+    @pydantic.field_validator("label_set")
+    @classmethod
+    def _is_a_label_set(cls, given: _LabelSetIn) -> _LabelSetIn:
+        try:
+            _label_set(given)
+        except CatalogError as problem:
+            raise ValueError(problem.problem) from None
+        return given
+
+    def project(self) -> Project:
+        split = Split(self.split.validation, self.split.holdout, self.split.seed)
+        return Project(self.key, self.cohort, _label_set(self.label_set), self.plan, split, self.model, self.margin)
+
+
+def _label_set(given: _LabelSetIn) -> LabelSet:
+    return LabelSet(given.name, tuple(Structure(s.name, s.value, s.code, s.color) for s in given.structures))

@@ -1,0 +1,105 @@
+"""The columns of the tables in HOME/tables. Keys are fixed; columns may be added at the end.
+
+object_catalog   (path, modificationTime, length)          a row a file as it was
+labels           label_id                                  a row a label revision
+predictions      sop_uid                                   a row a predicted segmentation
+scores           (project, series_uid, model_version, kind)
+splits           (project, unit)
+"""
+
+import pyarrow as pa
+
+__all__ = ["LABELS", "OBJECTS", "OBJECT_KEY", "PREDICTIONS", "SCORES", "SPLITS", "TYPED"]
+
+_TEXT, _WHOLE, _REAL = pa.string(), pa.int64(), pa.float64()
+_TIME = pa.timestamp("us", "UTC")
+_TEXTS = pa.list_(_TEXT)
+
+
+def _texts(*names: str) -> list[tuple[str, pa.DataType]]:
+    return [(name, _TEXT) for name in names]
+
+
+TYPED: dict[str, tuple[str, pa.DataType]] = {
+    "StudyInstanceUID": ("0020000D", _TEXT),
+    "SeriesInstanceUID": ("0020000E", _TEXT),
+    "SOPInstanceUID": ("00080018", _TEXT),
+    "SOPClassUID": ("00080016", _TEXT),
+    "TransferSyntaxUID": ("00020010", _TEXT),
+    "PatientID": ("00100020", _TEXT),
+    "PatientName": ("00100010", _TEXT),
+    "PatientBirthDate": ("00100030", _TEXT),
+    "PatientSex": ("00100040", _TEXT),
+    "StudyDate": ("00080020", _TEXT),
+    "StudyTime": ("00080030", _TEXT),
+    "StudyID": ("00200010", _TEXT),
+    "StudyDescription": ("00081030", _TEXT),
+    "AccessionNumber": ("00080050", _TEXT),
+    "ReferringPhysicianName": ("00080090", _TEXT),
+    "Modality": ("00080060", _TEXT),
+    "SeriesNumber": ("00200011", _WHOLE),
+    "SeriesDescription": ("0008103E", _TEXT),
+    "BodyPartExamined": ("00180015", _TEXT),
+    "FrameOfReferenceUID": ("00200052", _TEXT),
+    "InstanceNumber": ("00200013", _WHOLE),
+    "Rows": ("00280010", _WHOLE),
+    "Columns": ("00280011", _WHOLE),
+    "NumberOfFrames": ("00280008", _WHOLE),
+}
+"""The attributes that have a column of their own: name → (tag as in DICOM JSON, type)."""
+
+OBJECT_KEY = ("path", "modificationTime", "length")
+
+OBJECTS = pa.schema(
+    [
+        ("path", _TEXT),
+        ("modificationTime", _TIME),
+        ("length", _WHOLE),
+        *_texts("original_path", "relative_path", "local_path", "extension", "file_type"),
+        ("path_tags", _TEXTS),
+        ("is_anon", pa.bool_()),
+        ("meta", _TEXT),
+        *((name, kind) for name, (_, kind) in TYPED.items()),
+        *_texts("status", "error"),
+        ("ingested_at", _TIME),
+    ]
+)
+"""``meta`` is the header as DICOM JSON (PS3.18 F) with the file meta group; ``status`` is ``ok``, ``incomplete`` (a UID is
+missing), ``broken`` or ``not_dicom``, with the reason in ``error``; ``ingested_at`` orders the rows of one path."""
+
+LABELS = pa.schema(
+    [
+        *_texts("label_id", "project", "seg_uid", "series_uid", "study_uid", "patient_id", "parent"),
+        ("states", pa.map_(_TEXT, _TEXT)),
+        *_texts("author", "role", "status", "suggested_by"),
+        ("seconds", _REAL),
+        ("voxels_changed", _WHOLE),
+        ("created_at", _TIME),
+    ]
+)
+"""``states``: structure → ``present``, ``absent`` or ``not_annotated``; ``suggested_by``: the model version that made the
+suggestion, ``voxels_changed`` how many voxels the author changed in it; ``seconds``: the author's time."""
+
+PREDICTIONS = pa.schema(
+    [
+        *_texts("sop_uid", "project", "series_uid", "study_uid", "patient_id", "model_name", "model_version", "run_id"),
+        *_texts("code_revision", "plan_digest"),
+        ("catalog_version", _WHOLE),
+        ("labels_version", _WHOLE),
+        ("label_ids", _TEXTS),
+        ("readers", _TEXTS),
+        ("source_digest", _TEXT),
+        ("source_uids", _TEXTS),
+        *_texts("mask_sha256", "receipt"),
+        ("volumes_ml", pa.map_(_TEXT, _REAL)),
+        ("uncertainty", _REAL),
+        ("created_at", _TIME),
+    ]
+)
+"""``receipt`` is the sha256 of the canonical JSON of the row without it; ``source_digest`` is the sha256 over the sorted
+SOPInstanceUIDs in ``source_uids``; ``volumes_ml`` is millilitres by structure."""
+
+SCORES = pa.schema([*_texts("project", "series_uid", "model_version", "kind"), ("value", _REAL), ("created_at", _TIME)])
+
+SPLITS = pa.schema([*_texts("project", "unit", "unit_kind", "role"), ("created_at", _TIME)])
+"""``unit`` is a PatientID, or a StudyInstanceUID where ``unit_kind`` is ``study`` (the study has no PatientID)."""

@@ -1,0 +1,81 @@
+"""Who trains, who validates, who is held out: by patient, in an order that a key fixes, never changed once recorded."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+
+from catalog.project import Case, Project, Split
+from catalog.schemas import SPLITS
+
+if TYPE_CHECKING:
+    from catalog.archive import Archive
+
+__all__ = ["Role", "freeze", "unit"]
+
+Role = Literal["train", "validation", "holdout"]
+Unit = tuple[str, Literal["patient", "study"]]
+
+
+def unit(case: Case) -> Unit:
+    """What is never torn apart: the patient, or the study (flagged by its kind) where the files name no patient."""
+    patient = case.patient_id.strip()
+    return (patient, "patient") if patient else (case.study_uid, "study")
+
+
+def freeze(archive: "Archive", project: Project) -> dict[str, Role]:
+    """Series UID → role for every case of the cohort.
+
+    Roles that ``splits`` has stay for ever; newcomers are given theirs, in the order of HMAC-SHA256(seed, unit), so that
+    holdout and validation have round(share x units) each, at least one where there are three units.
+    """
+    cases = project.cases(archive)
+    while True:
+        held = _held(archive, project.key)
+        new = _assign({unit(case) for case in cases}, held, project.split)
+        if not new:
+            return {case.series_uid: held[unit(case)] for case in cases}
+        # The batch counts the units already held: of two who freeze at once one is a repeat, and reads what the other wrote.
+        archive.splits.append(_rows(project.key, new), writer=f"split/{project.key}", batch=len(held))
+
+
+def _assign(units: Iterable[Unit], held: Mapping[Unit, Role], split: Split) -> dict[Unit, Role]:
+    fresh = sorted((found for found in units if found not in held), key=lambda found: _order(split.seed, found))
+    total, roles = len(held) + len(fresh), list(held.values())
+    lacking: dict[Role, int] = {
+        "holdout": _quota(total, split.holdout) - roles.count("holdout"),
+        "validation": _quota(total, split.validation) - roles.count("validation"),
+    }
+    assigned: dict[Unit, Role] = {}
+    for found in fresh:
+        role: Role = next((role for role, missing in lacking.items() if missing > 0), "train")
+        if role != "train":
+            lacking[role] -= 1
+        assigned[found] = role
+    return assigned
+
+
+def _quota(total: int, share: float) -> int:
+    return max(int(total * share + 0.5), 1 if share > 0 and total >= 3 else 0)
+
+
+def _order(seed: str, found: Unit) -> bytes:
+    return hmac.digest(seed.encode(), "\0".join(reversed(found)).encode(), hashlib.sha256)
+
+
+def _held(archive: "Archive", key: str) -> dict[Unit, Role]:
+    where = "project = '" + key.replace("'", "''") + "'"
+    rows = archive.splits.scan(["unit", "unit_kind", "role"], where=where).read_all().to_pylist()
+    return {(row["unit"], row["unit_kind"]): row["role"] for row in rows}
+
+
+def _rows(key: str, assigned: Mapping[Unit, Role]) -> pa.Table:
+    now = datetime.now(UTC)
+    rows = [
+        {"project": key, "unit": name, "unit_kind": kind, "role": role, "created_at": now}
+        for (name, kind), role in assigned.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=SPLITS)

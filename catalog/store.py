@@ -1,0 +1,132 @@
+"""Objects into a home, in the order file → ``object_catalog`` → ``labels``, with a journal for what a crash interrupts."""
+
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catalog._disk import TEMPORARY, atomic_file
+from catalog.errors import CatalogError
+from catalog.objects import Listed, commit_absent, known, listed, rows
+from catalog.table import write_part
+from catalog.uids import deterministic_uid
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+    from catalog.archive import Archive
+
+__all__ = ["Journal", "catalogue", "finish", "label_rows", "put"]
+
+
+class Journal:
+    """What is being written, in a file of HOME/journal that is there exactly while it is being written."""
+
+    def __init__(self, home: Path, work: str, *, label: Mapping[str, Any] | None = None) -> None:
+        self._file = home / "journal" / f"{deterministic_uid('journal', work, str(uuid.uuid4()))}.json"
+        self._label = label
+
+    def open(self, paths: Iterable[Path]) -> None:
+        """Say which files are about to be written."""
+        entry = {"paths": [str(path) for path in paths], "label": self._label}
+        with atomic_file(self._file) as file:
+            file.write(json.dumps(entry).encode())
+
+    def close(self) -> None:
+        """Everything is in the tables."""
+        self._file.unlink(missing_ok=True)
+
+
+def put(archive: "Archive", datasets: "Iterable[Dataset]", *, folder: str, journal: Journal) -> list[Path]:
+    """Write the files that are not there, then their rows; the journal stays open for the caller where it has a label."""
+    placed = [(dataset, _place(archive.home / "volume" / folder, dataset)) for dataset in datasets]
+    paths = [path for _, path in placed]
+    journal.open(paths)
+    for dataset, path in placed:
+        if not path.exists():
+            with atomic_file(path) as file:
+                dataset.save_as(file, enforce_file_format=True)
+        elif not _same_pixels(path, dataset):
+            journal.close()
+            problem = "already stored with other pixels"
+            raise CatalogError(problem, about=dataset.SOPInstanceUID, remedy="give the new object a SOPInstanceUID of its own")
+    catalogue(archive, [listed(path) for path in paths])
+    if journal._label is None:
+        journal.close()
+    return paths
+
+
+def catalogue(archive: "Archive", files: list[Listed]) -> int:
+    """Rows for those of ``files`` that ``object_catalog`` does not have as they are; how many."""
+    if not files:
+        return 0
+    table, root = archive.objects, archive.home / "volume"
+    read = table.version()
+    prefix = os.path.commonpath([file.path for file in files])
+    present = known(table, read, prefix)
+    new = [file for file in files if file.key not in present]
+    if not new:
+        return 0
+    table.create()
+    part = write_part(rows(new, root), table.path)
+    return commit_absent(table, [part], prefix=prefix, writer=f"store/{uuid.uuid4()}", read=max(read, 0))[1]
+
+
+def finish(archive: "Archive") -> list[str]:
+    """Work off the journal; the caller holds the lock that no writer holds."""
+    done = []
+    for file in sorted((archive.home / "journal").glob("*.json")):
+        entry = json.loads(file.read_text())
+        paths = [Path(path) for path in entry["paths"]]
+        there = [path for path in paths if path.exists()]
+        added = catalogue(archive, [listed(path) for path in there])
+        if added:
+            done.append(f"catalogued {added} stored files that a crash had left out")
+        done += _finish_label(archive, entry["label"], bool(there))
+        for folder in {path.parent for path in paths}:
+            for left in folder.glob(f"{TEMPORARY}*"):
+                left.unlink(missing_ok=True)
+                done.append(f"removed the half-written {left.name}")
+            with suppress(OSError):
+                folder.rmdir()  # refused where something is in it
+        file.unlink()
+    for left in (archive.home / "journal").glob(f"{TEMPORARY}*"):
+        left.unlink(missing_ok=True)
+    return done
+
+
+def _finish_label(archive: "Archive", label: Mapping[str, Any] | None, there: bool) -> list[str]:
+    if label is None:
+        return []
+    if not there:
+        return [f"dropped label {label['label_id']}, whose segmentation was never written"]
+    archive.labels.append(label_rows(label), writer=f"label/{label['label_id']}", batch=0)
+    return [f"completed label {label['label_id']}"]
+
+
+def label_rows(label: Mapping[str, Any]) -> Any:
+    """One row of ``labels`` from its JSON form."""
+    import pyarrow as pa
+
+    from catalog.schemas import LABELS
+
+    row = {**label, "states": list(label["states"].items())}
+    return pa.Table.from_pylist([row], schema=LABELS)
+
+
+def _place(folder: Path, dataset: "Dataset") -> Path:
+    uids = [str(dataset.get(name) or "") for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
+    if not all(uid and set(uid) <= set("0123456789.") and uid.strip(".") for uid in uids):
+        raise CatalogError(
+            "a UID is missing or is not one", about=" / ".join(uids), remedy="mend the object and store it again"
+        )
+    return folder / uids[0] / uids[1] / f"{uids[2]}.dcm"
+
+
+def _same_pixels(path: Path, dataset: "Dataset") -> bool:
+    from pydicom import dcmread
+
+    return bool(dcmread(path).get("PixelData") == dataset.get("PixelData"))
