@@ -1,0 +1,143 @@
+"""A folder of files into ``object_catalog``: the driver lists and commits, Spark's workers read headers and write parquet."""
+
+import math
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from catalog.archive import Archive
+from catalog.errors import CatalogError
+from catalog.objects import Listed, commit_absent, known, list_files, rows
+from catalog.progress import Progress
+from catalog.table import Part, write_part
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+__all__ = ["IngestReport", "ingest"]
+
+FILES_A_PART = 2000
+"""How many headers a task parses at most; all of them become one parquet file."""
+
+_FILES = pa.schema([("path", pa.binary()), ("modified", pa.int64()), ("length", pa.int64()), ("problem", pa.string())])
+_FILES_DDL = "path binary, modified bigint, length bigint, problem string"
+_PARTS_DDL = "name string, size bigint, rows bigint, bad bigint"
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """Counts of files: ``found`` on disk, ``added`` as rows, ``unchanged`` since an earlier ingest and not opened, ``bad``
+    among the added (their rows say why); ``version`` is the table's that has them all."""
+
+    found: int
+    added: int
+    unchanged: int
+    bad: int
+    version: int
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+
+def ingest(
+    spark: "SparkSession", archive: Archive, path: str | Path, *, progress: Progress | None = None
+) -> IngestReport:
+    """Add a row for every file under ``path`` that ``object_catalog`` does not have as it is now.
+
+    A file is the same while path, modification time and length are; what is not DICOM or cannot be read gets a row with
+    its reason. Two ingests of one folder at once add each file once. Nothing is visible before the one commit at the end,
+    so an interrupted ingest is simply run again. CatalogError where ``path`` is not there.
+    """
+    root = Path(path).absolute()
+    if not root.exists():
+        raise CatalogError("no such folder or file", about=str(path), remedy="check the path")
+    own = {str((archive.home / name).resolve()) for name in ("tables", "journal", "mlflow", "datasets")}
+    read = archive.objects.version()
+    present = known(archive.objects, read, str(root))
+    found = list(list_files(root, skip=own))
+    new = [file for file in found if file.key not in present]
+    version, added, bad = read, 0, 0
+    if new:
+        archive.objects.create()
+        parts, bad = _parse(spark, new, root, archive.objects.path, progress)
+        writer = f"ingest/{uuid.uuid4()}"
+        version, added = commit_absent(archive.objects, parts, prefix=str(root), writer=writer, read=max(read, 0))
+    archive.index.follow(archive.objects)
+    return IngestReport(len(found), added, len(found) - added, min(bad, added), version)
+
+
+def _parse(
+    spark: "SparkSession", files: Sequence[Listed], root: Path, table: Path, progress: Progress | None
+) -> tuple[list[Part], int]:
+    """The parts that the workers wrote, and how many of their rows are bad."""
+    import os
+
+    context = spark.sparkContext
+    partitions = max(min(context.defaultParallelism, len(files)), math.ceil(len(files) / FILES_A_PART))
+    listing = pa.Table.from_pydict(
+        {
+            "path": [os.fsencode(file.path) for file in files],
+            "modified": [file.modified for file in files],
+            "length": [file.length for file in files],
+            "problem": [file.problem for file in files],
+        },
+        schema=_FILES,
+    )
+    done = context.accumulator(0)
+    frame = spark.createDataFrame(listing, schema=_FILES_DDL).repartition(partitions)  # type: ignore[arg-type]
+    with _reported(progress, lambda: int(done.value), len(files)):
+        written = frame.mapInArrow(_worker(str(root), str(table), done), _PARTS_DDL).collect()
+    return [Part(part.name, part.size, part.rows) for part in written], sum(part.bad for part in written)
+
+
+def _worker(root: str, table: str, done: Any) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """What a task does with its share of the listing: one parquet file in the table's folder, not yet committed."""
+
+    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import os
+        import warnings
+
+        warnings.simplefilter("ignore")  # of the files' own peculiarities
+        tables = []
+        for batch in batches:
+            files = [Listed(**{**row, "path": os.fsdecode(row["path"])}) for row in batch.to_pylist()]
+            for start in range(0, len(files), 250):
+                tables.append(rows(files[start : start + 250], root))
+                done.add(tables[-1].num_rows)
+        if sum(found.num_rows for found in tables):
+            parsed = pa.concat_tables(tables)
+            part = write_part(parsed, table)
+            bad = parsed.num_rows - parsed["status"].to_pylist().count("ok")
+            yield pa.RecordBatch.from_pydict({"name": [part.name], "size": [part.size], "rows": [part.rows], "bad": [bad]})
+
+    return work
+
+
+@contextmanager
+def _reported(progress: Progress | None, count: Callable[[], int], total: int) -> Iterator[None]:
+    """Report ``count`` while the block runs; Spark shows what a task counted once the task has ended."""
+    if progress is None:
+        yield
+        return
+    progress(0, total)
+    ended = threading.Event()
+
+    def report() -> None:
+        while not ended.wait(0.5):
+            progress(min(count(), total), total)
+
+    reporter = threading.Thread(target=report, daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        reporter.join()
+    progress(total, total)
