@@ -11,6 +11,7 @@ import json
 import logging
 import tempfile
 import threading
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 import yaml
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import PythonModel
@@ -99,11 +101,13 @@ class Served:
 
 
 def log_model(tracking_uri: str, run: Any, *, home: str, index_url: str) -> str:
-    """Log the pyfunc of a finished run beside it; returns the model's URI. Nothing is inferred or executed."""
+    """Log the pyfunc of a finished run beside it; returns the logged model's id. Nothing is inferred or executed."""
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(tracking_uri)
     try:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow's advice to infer what is stated here
+            logging.getLogger("mlflow.models.model").setLevel(logging.ERROR)  # a run's second version logs no parameters
             folder = Path(scratch, "run")
             folder.mkdir()
             for name in (PLAN, LABEL_SET, LABEL_IDS, WEIGHTS):
@@ -114,14 +118,14 @@ def log_model(tracking_uri: str, run: Any, *, home: str, index_url: str) -> str:
                 name="model",
                 flavor=mlflow.pyfunc,
                 run_id=run.info.run_id,
-                python_model=VoxloopModel(),
+                python_model=str(Path(__file__).with_name("pyfunc.py")),
                 artifacts={"run": str(folder)},
                 code_paths=[str(Path(__import__(room).__path__[0])) for room in ROOMS],
                 pip_requirements=REQUIREMENTS,
                 signature=SIGNATURE,
                 model_config={"home": home, "index_url": index_url},
             )
-        return str(logged.model_uri)
+        return str(logged.model_id)
     finally:
         mlflow.set_tracking_uri(before)
 
@@ -152,7 +156,12 @@ class VoxloopModel(PythonModel):  # type: ignore[misc]
         self.served = load(Path(context.artifacts["run"]).parents[1])
         self._one = threading.Lock()  # a prediction takes all cores, or the GPU
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ARG002, ANN201
+    def predict(
+        self,
+        context: Any,  # noqa: ARG002
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> list[dict[str, Any]]:
         """A DataFrame with columns reference, prompts, outputs → a list of answers. One bad item never spoils the others."""
         return [self._answer(row) for row in model_input.to_dict("records")]
 
