@@ -88,7 +88,9 @@ class HotModel:
                 str(folder), model_config={"home": str(self._home), "index_url": self._index_url or ""}
             )
         finally:
-            sys.path[:] = path  # MLflow puts the model's code first; here the installed rooms answer, and the path must not grow
+            sys.path[:] = (
+                path  # MLflow puts the model's code first; here the installed rooms answer, and the path must not grow
+            )
 
 
 def serve(
@@ -127,5 +129,7 @@ def _bound(port: int) -> socket.socket:
         listening.bind(("127.0.0.1", port))
     except OSError as problem:
         listening.close()
-        raise ServingError(f"port {port} is taken ({problem.strerror})", about="endpoint", remedy="choose another port") from None
+        raise ServingError(
+            f"port {port} is taken ({problem.strerror})", about="endpoint", remedy="choose another port"
+        ) from None
     return listening

@@ -232,7 +232,10 @@ def _dice(
     for version in versions:
         earlier = registry.evidence(project.model, version)
         scores[version] = dict(earlier.scores[version]) if earlier is not None else {}
-    hot = {version: functools.cache(lambda v=version: load(registry.fetch(project.model, v, archive.home / "models"))) for version in versions}
+    hot = {
+        version: functools.cache(lambda v=version: load(registry.fetch(project.model, v, archive.home / "models")))
+        for version in versions
+    }
     for done, revision in enumerate(revisions):
         new = [version for version in versions if revision.label_id not in scores[version]]
         if new:

@@ -11,23 +11,28 @@ import json
 import logging
 import tempfile
 import threading
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 import yaml
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import PythonModel
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
 
 from catalog import VoxloopError
 from catalog.archive import Archive
 from catalog.labelset import LabelSet
-from catalog.sources import FileVolumes
+from catalog.sources import FileVolumes, in_slice_order
 from datamodules.plan import Plan
 from serving.errors import ServingError
 from serving.receipt import segmentation
@@ -43,7 +48,16 @@ __all__ = ["SIGNATURE", "Origin", "Served", "VoxloopModel", "load", "log_model"]
 
 ORIGIN = "origin.json"
 ROOMS = ("catalog", "datamodules", "training", "serving")
-REQUIREMENTS = ["mlflow>=3.17,<3.18", "torch>=2.14", "monai>=1.6", "highdicom>=0.28", "nibabel", "deltalake>=1.6", "duckdb", "sqlalchemy>=2"]
+REQUIREMENTS = [
+    "mlflow>=3.17,<3.18",
+    "torch>=2.14",
+    "monai>=1.6",
+    "highdicom>=0.28",
+    "nibabel",
+    "deltalake>=1.6",
+    "duckdb",
+    "sqlalchemy>=2",
+]
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(AnyType(), name, required=False) for name in ("reference", "prompts", "outputs")]),
@@ -56,7 +70,7 @@ SIGNATURE = ModelSignature(
         ]
     ),
 )
-"""Looser than ``serving.request`` on purpose: MLflow would answer a whole request with one error where we answer item by item."""
+"""Looser than ``serving.request``: MLflow would refuse a whole request where we refuse an item."""
 
 _log = logging.getLogger(__name__)
 
@@ -87,11 +101,13 @@ class Served:
 
 
 def log_model(tracking_uri: str, run: Any, *, home: str, index_url: str) -> str:
-    """Log the pyfunc of a finished run beside it; returns the model's URI. Nothing is inferred or executed."""
+    """Log the pyfunc of a finished run beside it; returns the logged model's id. Nothing is inferred or executed."""
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(tracking_uri)
     try:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow's advice to infer what is stated here
+            logging.getLogger("mlflow.models.model").setLevel(logging.ERROR)  # a run's second version logs no parameters
             folder = Path(scratch, "run")
             folder.mkdir()
             for name in (PLAN, LABEL_SET, LABEL_IDS, WEIGHTS):
@@ -102,14 +118,14 @@ def log_model(tracking_uri: str, run: Any, *, home: str, index_url: str) -> str:
                 name="model",
                 flavor=mlflow.pyfunc,
                 run_id=run.info.run_id,
-                python_model=VoxloopModel(),
+                python_model=str(Path(__file__).with_name("pyfunc.py")),
                 artifacts={"run": str(folder)},
                 code_paths=[str(Path(__import__(room).__path__[0])) for room in ROOMS],
                 pip_requirements=REQUIREMENTS,
                 signature=SIGNATURE,
                 model_config={"home": home, "index_url": index_url},
             )
-        return str(logged.model_uri)
+        return str(logged.model_id)
     finally:
         mlflow.set_tracking_uri(before)
 
@@ -140,7 +156,12 @@ class VoxloopModel(PythonModel):  # type: ignore[misc]
         self.served = load(Path(context.artifacts["run"]).parents[1])
         self._one = threading.Lock()  # a prediction takes all cores, or the GPU
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(
+        self,
+        context: Any,  # noqa: ARG002
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> list[dict[str, Any]]:
         """A DataFrame with columns reference, prompts, outputs → a list of answers. One bad item never spoils the others."""
         return [self._answer(row) for row in model_input.to_dict("records")]
 
@@ -170,11 +191,19 @@ class VoxloopModel(PythonModel):  # type: ignore[misc]
     def _read(self, reference: Reference) -> "tuple[hd.Volume, Callable[[], Sequence[Dataset]]]":
         """The image, and what gives its DICOM headers in slice order."""
         if reference.kind != "series":
-            return FileVolumes().volume(reference.value), lambda: headers(reference.value)
+            return FileVolumes().volume(reference.value), lambda: _headers(reference.value)
         if not self._home:
             raise ServingError("this server has no catalog", about="reference.series", remedy="set home in the model's config")
         archive = Archive(self._home, index_url=self._index_url)
         return archive.volume(reference.value), lambda: archive.sources(reference.value)
+
+
+def _headers(folder: str) -> "list[Dataset]":
+    headers = []
+    for path in sorted(Path(folder).rglob("*")):
+        with suppress(InvalidDicomError, IsADirectoryError):
+            headers.append(dcmread(path, stop_before_pixels=True))
+    return in_slice_order([header for header in headers if "Rows" in header], about=folder)
 
 
 def _seg(served: Served, found: Prediction, sources: "Sequence[Dataset]") -> str:

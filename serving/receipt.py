@@ -60,7 +60,10 @@ class Receipt:
             f"  from run     {row['run_id']}, code {row['code_revision'] or '–'}, plan {row['plan_digest'][:12]}",
             f"  on data      catalog version {row['catalog_version']}, labels version {row['labels_version']}",
             f"  learned from {len(row['label_ids'])} label revisions by {readers}",
-            *(f"    {label['label_id']}  series {label['series_uid']}  {label['author']} ({label['role']})" for label in self.labels),
+            *(
+                f"    {label['label_id']}  series {label['series_uid']}  {label['author']} ({label['role']})"
+                for label in self.labels
+            ),
             f"  mask         sha256 {row['mask_sha256']}",
             f"  receipt      sha256 {row['receipt']}",
             *(f"  check        {name}: {said}" for name, said in self.checks.items()),
@@ -199,7 +202,9 @@ def _numbered(stored: "Dataset") -> LabelSet:
 def _check_sources(archive: "Archive", row: Mapping[str, Any]) -> str:
     if _source_digest(row["source_uids"]) != row["source_digest"]:
         return "the list of source images was changed"
-    return _missing(set(row["source_uids"]) - {str(source.SOPInstanceUID) for source in archive.sources(row["series_uid"])}, "images")
+    return _missing(
+        set(row["source_uids"]) - {str(source.SOPInstanceUID) for source in archive.sources(row["series_uid"])}, "images"
+    )
 
 
 def _source_digest(uids: Sequence[str]) -> str:

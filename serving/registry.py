@@ -22,6 +22,7 @@ ALIAS = "champion"
 VERDICT, DIGEST, ARTIFACT = "voxloop.verdict", "voxloop.evidence_sha256", "voxloop.evidence"
 PREVIOUS, ROLLED_BACK, PROMOTED = "voxloop.previous_champion", "voxloop.rolled_back", "voxloop.promoted"
 HOLDOUT_DICE = "voxloop.holdout_dice"
+NAMED = "registered_model_meta"  # the file that MLflow adds to what it downloads from a registry
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,7 +39,9 @@ def _said(call: Callable[P, R]) -> Callable[P, R]:
             return call(*args, **kwargs)
         except MlflowException as problem:
             line = str(problem).splitlines()[0]
-            raise ServingError(line, about="registry", remedy="is the MLflow server up, are model and run named right?") from problem
+            raise ServingError(
+                line, about="registry", remedy="is the MLflow server up, are model and run named right?"
+            ) from problem
 
     return guarded
 
@@ -48,7 +51,9 @@ class Registry:
 
     def __init__(self, tracking_uri: str) -> None:
         from mlflow import MlflowClient
+        from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 
+        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
         self.tracking_uri = tracking_uri
         self._client = MlflowClient(tracking_uri, tracking_uri)
 
@@ -65,9 +70,9 @@ class Registry:
         run = self._client.get_run(run_id)
         if run.info.status != "FINISHED":
             raise ServingError(f"the run is {run.info.status}", about=f"run {run_id}", remedy="register a run that finished")
-        uri = log_model(self.tracking_uri, run, home=str(home), index_url=index_url or "")
+        logged = log_model(self.tracking_uri, run, home=str(home), index_url=index_url or "")
         self._ensure(model)
-        return str(self._client.create_model_version(model, uri, run_id).version)
+        return str(self._client.create_model_version(model, f"models:/{logged}", run_id, model_id=logged, await_creation_for=0).version)
 
     @_said
     def champion(self, model: str) -> str | None:
@@ -164,14 +169,11 @@ class Registry:
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
-                mlflow.artifacts.download_artifacts(
-                    f"models:/{model}/{version}",
-                    dst_path=f"{part}/model",
-                    tracking_uri=self.tracking_uri,
-                    registry_uri=self.tracking_uri,
-                )
+                uri = self._client.get_model_version_download_uri(model, version)
+                got = Path(mlflow.artifacts.download_artifacts(uri, dst_path=f"{part}/model", tracking_uri=self.tracking_uri))
+                (got / NAMED).write_text(json.dumps({"model_name": model, "model_version": version}))
                 try:
-                    Path(part, "model").rename(folder)
+                    got.rename(folder)
                 except OSError:
                     if not folder.is_dir():  # another process may have put the same files there
                         raise
