@@ -211,7 +211,9 @@ def _write_case(pair: _Pair, out: Path, cohort: str, modality: str, labels: Labe
         return False
     if not series.exists():
         image = _volume(pair.image)
-        write_series(image, series, patient_id=pair.case, case=pair.case, cohort=cohort, modality=modality, description=pair.case)
+        write_series(
+            image, series, patient_id=pair.case, case=pair.case, cohort=cohort, modality=modality, description=pair.case
+        )
     if pair.label is not None and labels is not None and not label.exists():
         _write_label(pair, series, label, cohort, labels)
     return True

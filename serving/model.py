@@ -158,9 +158,9 @@ class VoxloopModel(PythonModel):  # type: ignore[misc]
 
     def predict(
         self,
-        context: Any,  # noqa: ARG002
+        context: Any,
         model_input: pd.DataFrame,
-        params: dict[str, Any] | None = None,  # noqa: ARG002
+        params: dict[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
         """A DataFrame with columns reference, prompts, outputs → a list of answers. One bad item never spoils the others."""
         return [self._answer(row) for row in model_input.to_dict("records")]

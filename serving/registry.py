@@ -72,7 +72,9 @@ class Registry:
             raise ServingError(f"the run is {run.info.status}", about=f"run {run_id}", remedy="register a run that finished")
         logged = log_model(self.tracking_uri, run, home=str(home), index_url=index_url or "")
         self._ensure(model)
-        return str(self._client.create_model_version(model, f"models:/{logged}", run_id, model_id=logged, await_creation_for=0).version)
+        return str(
+            self._client.create_model_version(model, f"models:/{logged}", run_id, model_id=logged, await_creation_for=0).version
+        )
 
     @_said
     def champion(self, model: str) -> str | None:

@@ -167,10 +167,10 @@ def receipt(
     json: JsonOption = False,
 ) -> None:
     """Print the way from a prediction back to the label revisions and the images it came from, and check it."""
-    from serving import Receipt
+    from serving import receipt as follow
 
-    found = Receipt.read(_archive(read(home)), uid)
-    console.note(found.text())
+    found = follow(_archive(read(home)), uid)
+    console.plain(str(found))
     if json:
         console.emit(found.as_json())
     if not found.ok:
@@ -190,7 +190,7 @@ def batch_infer(project: ProjectArgument, home: HomeOption = None, json: JsonOpt
         done = predict(spark, archive, loaded, tracking_uri=uri, progress=report)
     for series, reason in done.failed:
         console.note(f"not predicted: {series}: {reason}")
-    console.note(f"{done.predicted} predicted, {done.unchanged} were there already, {len(done.failed)} failed")
+    console.note(f"{done.done} predicted, {done.already} were there already, {len(done.failed)} failed")
     if json:
         console.emit(done.as_json())
     if done.failed:

@@ -15,7 +15,7 @@ from rich.table import Table
 from catalog import Archive, LabelSet, Project, import_nifti, ingest
 from experiments import synthetic
 from labeling import Jobs, Round, SimulatedReader, Workplace, in_background
-from serving import Receipt, batch_infer
+from serving import batch_infer, receipt
 from training import LocalLauncher
 from voxloop import console
 from voxloop.endpoint import ask, endpoint
@@ -85,7 +85,7 @@ def play(settings: Settings, *, cohort: Path | None, rounds: int) -> dict[str, A
             project=project,
             tracking_uri=uri,
             reader=SimulatedReader(archive, project.label_set, files.truth),
-            launcher=LocalLauncher(),
+            launcher=lambda report: LocalLauncher(progress=report),
             code_revision=code_revision(),
             watch=console.stage,
         )
@@ -187,7 +187,7 @@ def _predict(place: Workplace, spark: "SparkSession", clock: Clock) -> dict[str,
         uids = stored["sop_uid"].to_pylist()
         ok = bool(uids)
         for i, uid in enumerate(uids, start=1):
-            ok = Receipt.read(place.archive, uid).ok and ok
+            ok = receipt(place.archive, uid).ok and ok
             report(i, len(uids))
     clock.lap("predict")
     return {"predictions": len(uids), "receipt_ok": ok}
