@@ -1,1 +1,6 @@
-__all__: list[str] = []
+"""From labelled series to what a network sees: the plan, the one preprocessing, datasets, the data module."""
+
+from datamodules.errors import DataError
+from datamodules.plan import Fingerprint, Plan
+
+__all__ = ["DataError", "Fingerprint", "Plan"]

@@ -1,1 +1,40 @@
-__all__: list[str] = []
+"""Networks trained by Lightning under MLflow, and the predictor that they become.
+
+What needs torch is imported when it is asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from training.metrics import dice_by_structure, mean_dice
+    from training.predictor import NetPredictor, Prediction, Predictor, Prompts, ThresholdPredictor
+    from training.run import LoadedRun, load_run
+
+__all__ = [
+    "LoadedRun",
+    "NetPredictor",
+    "Prediction",
+    "Predictor",
+    "Prompts",
+    "ThresholdPredictor",
+    "TrainingError",
+    "dice_by_structure",
+    "load_run",
+    "mean_dice",
+]
+
+_MODULES = {
+    "training.metrics": ("dice_by_structure", "mean_dice"),
+    "training.predictor": ("NetPredictor", "Prediction", "Predictor", "Prompts", "ThresholdPredictor"),
+    "training.run": ("LoadedRun", "load_run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

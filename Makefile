@@ -1,0 +1,45 @@
+# make demo and make test do everything on a fresh machine; the rest are parts of them.
+.PHONY: setup demo test test-quick up check format lock conda clean
+SHELL := /bin/bash
+BIN := .venv/bin
+HOME_DIR ?= .voxloop
+
+setup: .venv/.ready
+
+.venv/.ready: requirements.lock pyproject.toml scripts/setup
+	@scripts/setup
+
+demo: setup
+	@$(BIN)/voxloop demo --home $(HOME_DIR)
+
+up: setup
+	@$(BIN)/voxloop up --home $(HOME_DIR)
+
+test: setup
+	$(BIN)/pytest
+
+test-quick: setup
+	$(BIN)/pytest -m "not slow"
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Versions stay as they are where they can; delete a line of requirements.lock to let that package move.
+lock: setup
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --override overrides.txt --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
+
+# Python, Java and Node from conda, the same lock on top.
+conda:
+	conda env create --yes --file conda.yaml --prefix .conda
+	.conda/bin/python -m pip install --no-deps -r requirements.lock
+	.conda/bin/python -m pip install --no-deps --no-build-isolation -e .
+
+clean:
+	rm -rf .venv .conda

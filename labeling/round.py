@@ -1,0 +1,230 @@
+"""The round: next → label → train → register → gate → promote → score, one durable sequence of idempotent steps.
+
+A step's result is kept (labeling.jobs), so a killed round goes on with the step that was interrupted; a step that had done its
+work before the kill finds it done: label ids follow from project, round and series, a finished run is found by its job's key, a
+run has one version, evidence and promotion are written over by equal values, scores are keyed.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from catalog import Archive, LabelRevision, Progress, Project, freeze, labels
+from datamodules import Fingerprint, LabelledCase, Plan, build
+from labeling.errors import LabelingError
+from labeling.readers import Reader
+from labeling.strategies import EntropyStrategy, RandomStrategy, Strategy
+from serving import Registry, evaluate, score_pool
+from training import Launcher, TrainJob
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+__all__ = ["Round", "Workplace"]
+
+Watch = Callable[[str], AbstractContextManager[Progress]]
+"""Shows a titled stage and gives what reports its progress."""
+
+_LABELS = uuid.UUID("3b9df1ae-7a5c-5d0e-8f43-9f6a8a1a4f6d")
+
+
+@contextmanager
+def _unwatched(_: str) -> Iterator[Progress]:
+    yield lambda done, total: None
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What the rounds of a project work with."""
+
+    archive: Archive
+    spark: "SparkSession"
+    project: Project
+    tracking_uri: str
+    reader: Reader
+    launcher: Launcher
+    code_revision: str
+    first: Strategy = field(default_factory=RandomStrategy)
+    later: Strategy = field(default_factory=EntropyStrategy)
+    watch: Watch = _unwatched
+
+    @property
+    def datasets(self) -> Path:
+        """Where the project's datasets are."""
+        return self.archive.home / "datasets"
+
+
+class Round:
+    """Round ``number`` (1, 2, …) of a project: ``k`` more series are labelled, a candidate is trained on all labels so far."""
+
+    def __init__(self, place: Workplace, number: int, k: int) -> None:
+        self.place, self.number, self.k = place, number, k
+        self.key = f"{place.project.key}/round-{number}"
+
+    def __call__(self, step: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]) -> dict[str, Any]:
+        """Play the round; ``step`` keeps each step's result. The result is what ``Round.result`` says."""
+        chosen = step("next", self._timed(self._next))
+        labelled = step("label", self._timed(lambda: self._label(chosen["choices"])))
+        trained = step("train", self._timed(self._train))
+        version = step("register", self._timed(lambda: self._register(trained["run_id"])))["version"]
+        judged = step("gate", self._timed(lambda: self._gate(version)))
+        promoted = step("promote", self._timed(lambda: self._promote(version)))
+        scored = step("score", self._timed(self._score))
+        steps = {"next": chosen, "label": labelled, "train": trained, "gate": judged, "promote": promoted, "score": scored}
+        return {
+            "round": self.number,
+            "labels": trained["labels"],
+            "dice": judged["dice"],
+            "structures": judged["structures"],
+            "version": version,
+            "run_id": trained["run_id"],
+            "promoted": promoted["promoted"],
+            "champion": promoted["champion"],
+            "reason": judged["reason"],
+            "left_out": trained["left_out"],
+            "seconds": {name: result["seconds"] for name, result in steps.items()},
+        }
+
+    def _timed(self, work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+        def timed() -> dict[str, Any]:
+            started = time.perf_counter()
+            result = work()
+            return {**result, "seconds": round(time.perf_counter() - started, 2)}
+
+        return timed
+
+    def _label_id(self, series: str) -> str:
+        return str(uuid.uuid5(_LABELS, f"{self.key}/{series}"))
+
+    def _next(self) -> dict[str, Any]:
+        """Choose the series to label: by the champion's scores, at random while there is none."""
+        place = self.place
+        roles = freeze(place.archive, place.project)
+        known = labels.current(place.archive, place.project.key)
+        ours = {series for series, revision in known.items() if revision.label_id == self._label_id(series)}
+        pool = sorted(series for series, role in roles.items() if role == "train" and (series not in known or series in ours))
+        champion = Registry(place.tracking_uri).champion(place.project.model)
+        entropy = self._entropy(champion) if champion else {}
+        strategy = place.later if entropy else place.first
+        table = pa.table({"series_uid": pool, "entropy": pa.array([entropy.get(uid) for uid in pool], pa.float64())})
+        choices = strategy.choose(table, self.k, seed=place.project.seed + self.number)
+        return {"choices": [{"series_uid": c.series_uid, "score": c.score, "reason": c.reason} for c in choices]}
+
+    def _entropy(self, version: str) -> dict[str, float]:
+        where = f"project = '{self.place.project.key}' and model_version = '{version}' and kind = 'entropy'"
+        found = self.place.archive.scores.scan(["series_uid", "value"], where=where).read_all()
+        return dict(zip(found["series_uid"].to_pylist(), found["value"].to_pylist(), strict=True))
+
+    def _label(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Have the chosen series labelled; before the first round, the reference patients (validation, holdout) too."""
+        place = self.place
+        series = [choice["series_uid"] for choice in choices]
+        known = labels.current(place.archive, place.project.key)
+        if self.number == 1:
+            reference = [uid for uid, role in freeze(place.archive, place.project).items() if role != "train"]
+            series = sorted(reference) + series
+        todo = [uid for uid in series if uid not in known]
+        with place.watch(f"label {len(todo)} series") as report:
+            for done, uid in enumerate(todo, start=1):
+                started = time.perf_counter()
+                submission = place.reader.label(uid, None)
+                submission = replace(submission, seconds=submission.seconds or time.perf_counter() - started)
+                labels.submit(
+                    place.archive, place.project.key, place.project.label_set, submission, label_id=self._label_id(uid)
+                )
+                report(done, len(todo))
+        return {"series": series}
+
+    def _plan(self) -> Plan:
+        """The project's plan, derived once from its cohort and kept; equal steps each round."""
+        place = self.place
+        kept = place.archive.home / "projects" / f"{place.project.key}.plan.json"
+        return Plan.kept(kept, lambda: self._derive())
+
+    def _derive(self) -> Plan:
+        place = self.place
+        cases = place.project.cases(place.archive)
+        some = cases[:: max(1, len(cases) // 12)]
+        volumes = (place.archive.volume(case.series_uid) for case in some)
+        modality = place.archive.sources(some[0].series_uid)[0].Modality
+        return Plan.make(place.project.plan, place.project.label_set, Fingerprint.of(volumes, modality=modality))
+
+    def _train(self) -> dict[str, Any]:
+        """Build the dataset of the labels so far and train on it."""
+        place = self.place
+        roles = freeze(place.archive, place.project)
+        labels_version = place.archive.labels.version()
+        known = labels.current(place.archive, place.project.key, version=labels_version)
+        used = {uid: revision for uid, revision in known.items() if roles.get(uid) in ("train", "validation")}
+        if not any(roles[uid] == "train" for uid in used):
+            raise LabelingError("no training series has a label", about=place.project.key, remedy="label one, then train")
+        plan = self._plan()
+        cases = [LabelledCase(uid, revision.label_id, roles[uid], revision.states) for uid, revision in sorted(used.items())]
+        with place.watch("build the dataset") as report:
+            dataset = build(place.spark, place.archive, place.project, cases, plan, place.datasets, progress=report)
+        job = self._job(dataset.path, plan, list(used.values()), labels_version)
+        with place.watch(f"train {plan.steps} steps") as report:
+            run_id = place.launcher.run(replace(job, progress=report))
+        count = sum(1 for uid in used if roles[uid] == "train")
+        return {"run_id": run_id, "labels": count, "left_out": [list(case) for case in dataset.left_out]}
+
+    def _job(self, dataset: Path, plan: Plan, revisions: Sequence[LabelRevision], labels_version: int) -> TrainJob:
+        place = self.place
+        return TrainJob(
+            project=place.project.key,
+            model=place.project.model,
+            dataset=dataset,
+            plan=plan,
+            label_set=place.project.label_set,
+            tracking_uri=place.tracking_uri,
+            experiment=place.project.key,
+            catalog_version=place.archive.objects.version(),
+            labels_version=labels_version,
+            label_ids=tuple(sorted(revision.label_id for revision in revisions)),
+            readers=tuple(sorted({revision.author for revision in revisions})),
+            code_revision=place.code_revision,
+            round=self.number,
+            run_name=f"round {self.number}",
+        )
+
+    def _register(self, run_id: str) -> dict[str, Any]:
+        place = self.place
+        with place.watch("register the model"):
+            version = Registry(place.tracking_uri).register(run_id, model=place.project.model, home=place.archive.home)
+        return {"version": version}
+
+    def _gate(self, version: str) -> dict[str, Any]:
+        """Candidate against champion on the holdout, paired by patient."""
+        place = self.place
+        with place.watch("compare with the champion on the holdout") as report:
+            evidence = evaluate(place.archive, place.project, version, tracking_uri=place.tracking_uri, progress=report)
+        return {
+            "dice": evidence.means.get(version),
+            "structures": evidence.structures,
+            "verdict": evidence.verdict,
+            "reason": evidence.reason,
+            "unproven": evidence.unproven,
+        }
+
+    def _promote(self, version: str) -> dict[str, Any]:
+        registry, model = Registry(self.place.tracking_uri), self.place.project.model
+        promoted = registry.promote(model, version)
+        return {"promoted": promoted, "champion": registry.champion(model)}
+
+    def _score(self) -> dict[str, Any]:
+        """Predictive entropy of every series that is still to be labelled, by the champion."""
+        place = self.place
+        roles = freeze(place.archive, place.project)
+        known = labels.current(place.archive, place.project.key)
+        pool = sorted(uid for uid, role in roles.items() if role == "train" and uid not in known)
+        with place.watch(f"score {len(pool)} unlabelled series") as report:
+            scored = score_pool(
+                place.spark, place.archive, place.project, pool, tracking_uri=place.tracking_uri, progress=report
+            )
+        return {"scored": scored}

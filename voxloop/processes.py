@@ -1,0 +1,104 @@
+"""Servers that a command starts beside itself: wait until they answer, stop them, never leave one behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from voxloop.child import GRACE_S
+from voxloop.errors import FrontDoorError
+
+__all__ = ["LOOPBACK", "Server", "answers", "free_port"]
+
+LOOPBACK = "127.0.0.1"
+
+
+def free_port(wanted: int = 0) -> int:
+    """``wanted`` if nothing listens there, any free loopback port for 0.
+
+    Raises FrontDoorError where the port is taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, wanted))
+        except OSError:
+            remedy = "stop what listens there, or choose another port (0 takes a free one)"
+            raise FrontDoorError("the port is taken", about=f"{LOOPBACK}:{wanted}", remedy=remedy) from None
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str, timeout: float = 2.0) -> bool:
+    """Whether a GET of ``url`` gives 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as reply:
+            return bool(reply.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+class Server:
+    """One server process with its log; a context manager that stops it, with all that it started, at the end."""
+
+    def __init__(self, name: str, command: Sequence[str], *, log: Path, ready_url: str) -> None:
+        self.name, self.log, self.ready_url = name, log, ready_url
+        log.parent.mkdir(parents=True, exist_ok=True)
+        reading, self._alive = os.pipe()
+        try:
+            with log.open("ab") as sink:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "voxloop.child", str(reading), *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(reading,),
+                    start_new_session=True,
+                )
+        finally:
+            os.close(reading)
+
+    def wait_ready(self, timeout: float = 240.0) -> "Server":
+        """Return once the server answers; FrontDoorError with the log's last line if it ends first or takes too long."""
+        deadline = time.monotonic() + timeout
+        while not answers(self.ready_url):
+            if self._process.poll() is not None:
+                raise FrontDoorError(f"{self.name} did not start: {self._last_line()}", about=str(self.log))
+            if time.monotonic() > deadline:
+                self.stop()
+                raise FrontDoorError(f"{self.name} did not answer within {timeout:.0f} s", about=str(self.log))
+            time.sleep(0.2)
+        return self
+
+    def running(self) -> bool:
+        """Whether the process is still there."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """Stop the server and what it started; returns when they are gone."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(GRACE_S + 5)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+        if self._alive >= 0:
+            os.close(self._alive)
+            self._alive = -1
+
+    def _last_line(self) -> str:
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1][:300] if lines else "it said nothing"
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()

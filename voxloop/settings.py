@@ -1,0 +1,40 @@
+"""Settings, read once at the start of a command and handed down as plain arguments."""
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from voxloop.errors import FrontDoorError
+
+__all__ = ["Settings", "read"]
+
+
+class Settings(BaseSettings):
+    """Each can be set by an environment variable ``VOXLOOP_<NAME>``; a command's option goes before it."""
+
+    model_config = SettingsConfigDict(env_prefix="VOXLOOP_", extra="ignore")
+
+    home: Path = Field(Path(".voxloop"), description="the folder that holds all state")
+    spark_master: str = Field("local[*]", description="Spark master URL; local[*] uses this machine's cores")
+    spark_memory: str = Field("3g", description="the Spark driver's heap")
+    tracking_uri: str = Field("", description="an MLflow server's URL; empty: one of our own on HOME/mlflow")
+    index_url: str = Field("", description="the query index as an SQLAlchemy URL; empty: HOME/index.db")
+    state_url: str = Field("", description="the rounds' durable state as an SQLAlchemy URL; empty: HOME/state.db")
+    mlflow_port: int = Field(5000, ge=0, le=65535, description="`voxloop up`: MLflow's port; 0 takes a free one")
+    endpoint_port: int = Field(5001, ge=0, le=65535, description="`voxloop up`: the endpoint's port; 0 takes a free one")
+
+
+def read(home: Path | None = None) -> Settings:
+    """The settings of this process; ``home``, when given, goes before VOXLOOP_HOME.
+
+    Raises FrontDoorError naming the variable whose value is not usable.
+    """
+    try:
+        settings = Settings()
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        variable = "VOXLOOP_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise FrontDoorError(first["msg"], about=variable, remedy="correct the environment variable") from None
+    chosen = (home or settings.home).expanduser().resolve()
+    return settings.model_copy(update={"home": chosen})
