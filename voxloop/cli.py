@@ -36,7 +36,10 @@ P = ParamSpec("P")
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """A user's mistake or a full disk becomes one line and status 1, Ctrl-C one line and status 130."""
+    """A user's mistake or a full disk becomes one line and status 1, Ctrl-C one line and status 130.
+
+    Any other exception is a bug, and shows its traceback.
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -52,14 +55,15 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
                 raise
             console.error(f"{problem.filename or 'the disk'}: {problem.strerror} (make room or choose another --home)")
         else:
-            return
+            _leave(0)
         _leave(1)
 
     return run
 
 
 def _leave(status: int) -> NoReturn:
-    """End now: threads that still compute are not waited for, servers end with this process (voxloop.child)."""
+    """End now: no thread that still computes is waited for, no library's farewell is printed; servers were stopped, or end
+    with this process (voxloop.child)."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -67,10 +71,10 @@ def _leave(status: int) -> NoReturn:
 
 @contextmanager
 def _spark(settings: Settings) -> "Iterator[SparkSession]":
-    from voxloop.spark import session
+    from voxloop.spark import start
 
     with console.stage("start Spark"):
-        spark = session(master=settings.spark_master, scratch=settings.home / "spark", memory=settings.spark_memory)
+        spark = start(settings)
     try:
         yield spark
     finally:

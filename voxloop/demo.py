@@ -21,6 +21,7 @@ from voxloop import console
 from voxloop.endpoint import ask, endpoint
 from voxloop.revision import code_revision
 from voxloop.settings import Settings
+from voxloop.spark import start
 from voxloop.tracking import tracking_server
 
 if TYPE_CHECKING:
@@ -68,9 +69,7 @@ def play(settings: Settings, *, cohort: Path | None, rounds: int) -> dict[str, A
     with ExitStack() as stack:
         served = in_background(lambda: stack.enter_context(tracking_server(settings)))
         with console.stage("start Spark and MLflow"):
-            from voxloop.spark import session
-
-            spark = session(master=settings.spark_master, scratch=settings.home / "spark", memory=settings.spark_memory)
+            spark = start(settings)
             stack.callback(spark.stop)
             uri = served()
         clock.lap("start")
