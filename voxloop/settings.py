@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     index_url: str = Field(default="", description="the query index as an SQLAlchemy URL; empty: HOME/index.db")
     state_url: str = Field(default="", description="the rounds' durable state as an SQLAlchemy URL; empty: HOME/state.db")
     mlflow_port: int = Field(default=5000, ge=0, le=65535, description="`voxloop up`: MLflow's port; 0 takes a free one")
-    endpoint_port: int = Field(default=5001, ge=0, le=65535, description="`voxloop up`: the endpoint's port; 0 takes a free one")
+    endpoint_port: int = Field(default=5001, ge=0, le=65535, description="the same for the endpoint")
 
 
 def read(home: Path | None = None) -> Settings:
