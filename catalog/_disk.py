@@ -2,14 +2,15 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from catalog.errors import CatalogError
 
-__all__ = ["TEMPORARY", "atomic_file", "full_disk", "sync_folder"]
+__all__ = ["TEMPORARY", "atomic_file", "full_disk", "sync_files", "sync_folder"]
 
 TEMPORARY = ".tmp-"
 """What the name of a file begins with while it is being written."""
@@ -34,9 +35,20 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
 
 
+def sync_files(paths: Sequence[Path]) -> None:
+    """fsync many new files at once: the file system writes its journal for all of them together."""
+    with ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(_sync, paths):
+            pass
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in ``folder`` outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

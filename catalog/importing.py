@@ -16,8 +16,7 @@ from catalog.errors import CatalogError
 from catalog.labelset import LabelSet, Structure
 from catalog.nifti import lps_affine, open_nifti, right_angled, voxels
 from catalog.progress import Progress
-from catalog.series import series_uids, write_series
-from catalog.sources import in_slice_order
+from catalog.series import Series, as_series, series_uids, write_series, write_slices
 from catalog.uids import deterministic_uid
 
 if TYPE_CHECKING:
@@ -209,24 +208,21 @@ def _write_case(pair: _Pair, out: Path, cohort: str, modality: str, labels: Labe
     series, label = out / "images" / pair.case, out / "labels" / f"{pair.case}.dcm"
     if series.exists() and (pair.label is None or label.exists()):
         return False
+    told = {"patient_id": pair.case, "case": pair.case, "cohort": cohort, "modality": modality, "description": pair.case}
+    made = as_series(_volume(pair.image), **told)
     if not series.exists():
-        image = _volume(pair.image)
-        write_series(image, series, patient_id=pair.case, case=pair.case, cohort=cohort, modality=modality, description=pair.case)
+        write_slices(made, series)
     if pair.label is not None and labels is not None and not label.exists():
-        _write_label(pair, series, label, cohort, labels)
+        _write_label(pair, made, label, cohort, labels)
     return True
 
 
-def _write_label(pair: _Pair, series: Path, path: Path, cohort: str, labels: LabelSet) -> None:
-    from pydicom import dcmread
-
+def _write_label(pair: _Pair, series: Series, path: Path, cohort: str, labels: LabelSet) -> None:
     assert pair.label is not None
-    headers = [dcmread(file, stop_before_pixels=True) for file in sorted(series.iterdir())]
-    image = open_nifti(pair.image)
-    mask = _volume(pair.label, lps_affine(image)).ensure_handedness("RIGHT_HANDED", flip_axis=0).astype(np.uint8)
+    mask = _volume(pair.label, lps_affine(open_nifti(pair.image))).ensure_handedness("RIGHT_HANDED", flip_axis=0)
     segmentation = seg.encode(
-        mask,
-        in_slice_order(headers, about=str(pair.image)),
+        mask.astype(np.uint8),
+        series.headers,
         labels,
         sop_uid=deterministic_uid("segmentation", cohort, pair.case),
         series_uid=deterministic_uid("segmentation series", cohort, pair.case),

@@ -46,9 +46,7 @@ class IngestReport:
         return asdict(self)
 
 
-def ingest(
-    spark: "SparkSession", archive: Archive, path: str | Path, *, progress: Progress | None = None
-) -> IngestReport:
+def ingest(spark: "SparkSession", archive: Archive, path: str | Path, *, progress: Progress | None = None) -> IngestReport:
     """Add a row for every file under ``path`` that ``object_catalog`` does not have as it is now.
 
     A file is the same while path, modification time and length are; what is not DICOM or cannot be read gets a row with

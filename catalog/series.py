@@ -2,13 +2,17 @@
 
 import os
 import shutil
+import struct
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catalog._disk import TEMPORARY, full_disk, sync_folder
+from catalog._disk import TEMPORARY, full_disk, sync_files, sync_folder
 from catalog.errors import CatalogError
 from catalog.uids import deterministic_uid
 
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     import highdicom as hd
     from pydicom import Dataset
 
-__all__ = ["series_uids", "write_series"]
+__all__ = ["Series", "as_series", "series_uids", "write_series", "write_slices"]
 
 _STEPS = 65_535
 _CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}
@@ -27,6 +31,35 @@ def series_uids(cohort: str, case: str) -> tuple[str, str, str]:
     """(StudyInstanceUID, SeriesInstanceUID, FrameOfReferenceUID) of a case, the same on every machine."""
     study, series, frame = (deterministic_uid(kind, cohort, case) for kind in ("study", "series", "frame of reference"))
     return study, series, frame
+
+
+@dataclass(frozen=True)
+class Series:
+    """A volume as it goes into files: a header a slice without pixels, and the stored pixels, axes (slices, rows, columns)."""
+
+    headers: "Sequence[Dataset]"
+    pixels: np.ndarray
+
+
+def as_series(
+    image: "hd.Volume",
+    *,
+    patient_id: str,
+    case: str,
+    cohort: str = "",
+    modality: str = "MR",
+    description: str = "",
+) -> Series:
+    """What ``write_series`` writes, nothing written yet."""
+    if modality not in _CLASSES:
+        raise CatalogError(f"modality {modality!r} cannot be written", about=case, remedy="MR and CT can")
+    image = image.ensure_handedness("RIGHT_HANDED", flip_axis=0)
+    stored, slope, intercept = _stored(image.array, about=case)
+    header = _header(image, modality, slope, intercept, stored.dtype.kind == "i")
+    header.PatientID = header.PatientName = patient_id[:64]
+    header.StudyInstanceUID, header.SeriesInstanceUID, header.FrameOfReferenceUID = series_uids(cohort, case)
+    header.StudyDescription, header.SeriesDescription = cohort[:64], description[:64]
+    return Series([_slice(header, image, number) for number in range(1, len(stored) + 1)], stored)
 
 
 def write_series(
@@ -49,42 +82,82 @@ def write_series(
     The folder is there with every slice or not at all; one that is there is left as it is. Raises CatalogError where the
     modality is neither MR nor CT, a value is not finite, or the disk is full.
     """
-    study, series, frame = series_uids(cohort, case)
-    if folder.exists():
-        return series
-    if modality not in _CLASSES:
-        raise CatalogError(f"modality {modality!r} cannot be written", about=case, remedy="MR and CT can")
-    image = image.ensure_handedness("RIGHT_HANDED", flip_axis=0)
-    stored, slope, intercept = _stored(image.array, about=case)
-    header = _header(image, modality, slope, intercept, stored.dtype.kind == "i")
-    header.PatientID, header.PatientName = patient_id[:64], patient_id[:64]
-    header.StudyInstanceUID, header.SeriesInstanceUID, header.FrameOfReferenceUID = study, series, frame
-    header.StudyDescription, header.SeriesDescription = cohort[:64], description[:64]
+    if not folder.exists():
+        told = {"patient_id": patient_id, "case": case, "cohort": cohort, "modality": modality, "description": description}
+        write_slices(as_series(image, **told), folder)
+    return series_uids(cohort, case)[1]
+
+
+def write_slices(series: Series, folder: Path) -> None:
+    """Write the files of a series into ``folder``, which is there with every slice or not at all."""
     temporary = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}")
     try:
         with full_disk(folder):
             temporary.mkdir(parents=True)
-            _write_slices(header, image, stored, temporary)
+            paths = [temporary / f"{number:04d}.dcm" for number in range(1, len(series.pixels) + 1)]
+            fixed = _fixed_parts(series.headers[0])
+            for path, header, pixels in zip(paths, series.headers, series.pixels, strict=True):
+                path.write_bytes(_file(fixed, header, pixels))
+            sync_files(paths)
             sync_folder(temporary)
             with suppress(FileExistsError):
                 temporary.rename(folder)
             sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return series
 
 
-def _write_slices(header: "Dataset", image: "hd.Volume", stored: np.ndarray, folder: Path) -> None:
-    for number, pixels in enumerate(stored, start=1):
-        uid = deterministic_uid("instance", header.SeriesInstanceUID, str(number))
-        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = uid
-        header.InstanceNumber = number
-        header.ImagePositionPatient = _decimals(image.affine[:3, :3] @ [number - 1, 0, 0] + image.affine[:3, 3])
-        header.PixelData = pixels.tobytes()
-        with (folder / f"{number:04d}.dcm").open("wb") as file:
-            header.save_as(file, enforce_file_format=True)
-            file.flush()
-            os.fsync(file.fileno())
+def _slice(header: "Dataset", image: "hd.Volume", number: int) -> "Dataset":
+    """The header of one slice; it shares the elements that all slices have in common."""
+    from pydicom import Dataset
+
+    found = Dataset(dict(header.items()))
+    uid = deterministic_uid("instance", header.SeriesInstanceUID, str(number))
+    corner = image.affine[:3, :3] @ [number - 1, 0, 0] + image.affine[:3, 3]
+    for tag, vr, value in zip(_VARYING, ("UI", "IS", "DS"), (uid, number, _decimals(corner)), strict=True):
+        found.add_new(tag, vr, value)  # a new element: to set the value would change it in every slice
+    return found
+
+
+_VARYING = (0x00080018, 0x00200013, 0x00200032)  # SOPInstanceUID, InstanceNumber, ImagePositionPatient
+
+
+def _fixed_parts(header: "Dataset") -> list[bytes]:
+    """The encoded elements before, between and after those that vary by slice: encoding them is most of the work."""
+    ends = (0, *_VARYING, 0x7FE00010)
+    return [_encoded(header[start + 1 : end]) for start, end in pairwise(ends)]
+
+
+def _file(fixed: Sequence[bytes], header: "Dataset", pixels: np.ndarray) -> bytes:
+    """A slice as a DICOM file, explicit VR little endian (PS3.10 §7)."""
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.filebase import DicomBytesIO
+    from pydicom.filewriter import write_file_meta_info
+    from pydicom.uid import UID
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    meta.TransferSyntaxUID = UID(_EXPLICIT_LITTLE)
+    file = DicomBytesIO()
+    file.write(b"\0" * 128 + b"DICM")
+    write_file_meta_info(file, meta)
+    for part, tag in zip(fixed, (*_VARYING, None), strict=True):
+        file.write(part)
+        if tag is not None:
+            file.write(_encoded(header[tag : tag + 1]))
+    padded = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
+    file.write(struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, len(padded)) + padded)
+    return file.getvalue()
+
+
+def _encoded(elements: "Dataset") -> bytes:
+    from pydicom.filebase import DicomBytesIO
+    from pydicom.filewriter import write_dataset
+
+    file = DicomBytesIO()
+    file.is_little_endian, file.is_implicit_VR = True, False
+    write_dataset(file, elements)
+    return file.getvalue()
 
 
 def _stored(values: np.ndarray, *, about: str) -> tuple[np.ndarray, float, float]:
@@ -105,13 +178,10 @@ def _stored(values: np.ndarray, *, about: str) -> tuple[np.ndarray, float, float
 
 def _header(image: "hd.Volume", modality: str, slope: float, intercept: float, signed: bool) -> "Dataset":
     from pydicom import Dataset
-    from pydicom.dataset import FileMetaDataset
     from pydicom.uid import UID
 
     header = Dataset()
-    header.file_meta = FileMetaDataset()
-    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = UID(_CLASSES[modality])
-    header.file_meta.TransferSyntaxUID = UID(_EXPLICIT_LITTLE)
+    header.SOPClassUID = UID(_CLASSES[modality])
     for keyword in (
         *("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID", "PatientBirthDate"),
         *("PatientSex", "Laterality", "PositionReferenceIndicator", "PatientPosition", "AcquisitionNumber"),

@@ -1,0 +1,259 @@
+"""Whole cohorts on Spark: predictions with receipts, and the scores by which the next samples are chosen.
+
+A task predicts one series. Python workers keep the model that they loaded, from job to job, and compute on one thread: Spark
+runs as many as there are cores. Workers write the DICOM SEG files; the driver commits a wave's rows to ``object_catalog``, then
+to ``predictions``. A series that has its row is not predicted again by the same version: an interrupted run goes on.
+"""
+
+import functools
+import hashlib
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from catalog._disk import atomic_file
+from catalog.archive import Archive
+from catalog.labels import current
+from catalog.objects import listed, rows
+from catalog.progress import Progress
+from catalog.project import Case, Project
+from catalog.schemas import PREDICTIONS, SCORES
+from catalog.table import write_part
+from catalog.uids import deterministic_uid
+from serving.errors import ServingError
+from serving.registry import Registry
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from serving.model import Served
+
+__all__ = ["BatchReport", "batch_infer", "score_pool"]
+
+WAVE = 256
+"""Series whose rows are committed together: what a crash makes to be done again."""
+
+FOLDER = "predictions"
+ENTROPY = "entropy"
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What a batch did: ``done`` series now, ``already`` before; ``failed`` are (series, reason)."""
+
+    model: str
+    version: str
+    done: int
+    already: int
+    failed: tuple[tuple[str, str], ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """As one JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker needs to know; ``folder`` holds the model's files."""
+
+    home: Path
+    index_url: str | None
+    folder: Path
+    project: str
+
+
+def batch_infer(
+    spark: "SparkSession",
+    archive: Archive,
+    project: Project,
+    *,
+    tracking_uri: str,
+    series: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> BatchReport:
+    """Predict with the champion: every series of the cohort without a current label, or those of ``series``.
+
+    Each prediction is a DICOM SEG in the catalog and a row of ``predictions``. What was predicted by this version before is left
+    alone. ServingError where there is no champion or the alias was moved by hand.
+    """
+    version, job = _champion(archive, project, tracking_uri)
+    cases = _chosen(archive, project, series)
+    found = archive.predictions.scan(
+        ("sop_uid",), where=f"project = '{project.key}' AND model_version = '{version}'"
+    ).read_all()
+    before = set(found["sop_uid"].to_pylist())
+    todo = [case for case in cases if _sop_uid(project.key, case.series_uid, project.model, version) not in before]
+    failed = []
+    for start in range(0, len(todo), WAVE):
+        step = functools.partial(_step, progress, start, len(todo))
+        good, bad = _spread(spark, functools.partial(_predict, job), todo[start : start + WAVE], step)
+        _commit_predictions(archive, good)
+        failed += bad
+    return BatchReport(project.model, version, len(todo) - len(failed), len(cases) - len(todo), tuple(failed))
+
+
+def score_pool(
+    spark: "SparkSession",
+    archive: Archive,
+    project: Project,
+    series: Sequence[str] | None = None,
+    *,
+    tracking_uri: str,
+    version: str | None = None,
+    progress: Progress | None = None,
+) -> BatchReport:
+    """Append the mean predictive entropy (nats) of ``series``, by default the unlabelled ones, to ``scores``; nothing is served by
+    it, so any ``version`` may score, by default the champion."""
+    version, job = _champion(archive, project, tracking_uri, version)
+    cases = _chosen(archive, project, series)
+    where = f"project = '{project.key}' AND model_version = '{version}' AND kind = '{ENTROPY}'"
+    before = set(archive.scores.scan(("series_uid",), where=where).read_all()["series_uid"].to_pylist())
+    todo = [case for case in cases if case.series_uid not in before]
+    failed = []
+    for start in range(0, len(todo), WAVE):
+        step = functools.partial(_step, progress, start, len(todo))
+        good, bad = _spread(spark, functools.partial(_score, job), todo[start : start + WAVE], step)
+        key = {"project": project.key, "model_version": version, "kind": ENTROPY, "created_at": datetime.now(UTC)}
+        _append(
+            archive.scores, [{**key, **row} for row in good], SCORES, "score_pool", ("project", "series_uid", "model_version")
+        )
+        failed += bad
+    return BatchReport(project.model, version, len(todo) - len(failed), len(cases) - len(todo), tuple(failed))
+
+
+def _champion(archive: Archive, project: Project, tracking_uri: str, version: str | None = None) -> tuple[str, _Job]:
+    registry = Registry(tracking_uri)
+    version = version or registry.champion(project.model)
+    if version is None:
+        raise ServingError("has no champion yet", about=f"model {project.model}", remedy="train and promote a version first")
+    folder = registry.fetch(project.model, version, archive.home / "models")
+    return version, _Job(archive.home, archive.index_url, folder, project.key)
+
+
+def _chosen(archive: Archive, project: Project, series: Sequence[str] | None) -> list[Case]:
+    cases = {case.series_uid: case for case in project.cases(archive)}
+    if series is None:
+        labelled = current(archive, project.key)
+        return [case for uid, case in cases.items() if uid not in labelled]
+    unknown = [uid for uid in series if uid not in cases]
+    if unknown:
+        raise ServingError(
+            "not in the project's cohort", about=f"series {unknown[0]}", remedy="widen cohort in the project file"
+        )
+    return [cases[uid] for uid in series]
+
+
+def _sop_uid(project: str, series_uid: str, model: str, version: str) -> str:
+    return deterministic_uid("prediction", project, series_uid, model, version)
+
+
+def _spread(
+    spark: "SparkSession",
+    work: Callable[[str], dict[str, Any]],
+    cases: Sequence[Case],
+    step: Callable[[int], None],
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Run ``work`` on each case's series, a task each; the results, and (series, reason) where it failed."""
+    context = spark.sparkContext
+    finished, group = context.accumulator(0), f"voxloop {id(cases)}"
+    tasks = context.parallelize([case.series_uid for case in cases], len(cases)).mapPartitions(
+        functools.partial(_each, work, finished)
+    )
+
+    def collect() -> list[tuple[str, Any, str]]:
+        context.setJobGroup(group, "predict", interruptOnCancel=True)
+        return list(tasks.collect())
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(collect)
+        try:
+            while True:
+                try:
+                    results = running.result(timeout=0.2)
+                    break
+                except NotYet:
+                    step(int(finished.value))
+        except BaseException:
+            context.cancelJobGroup(group)
+            raise
+    step(len(cases))
+    return [row for _, row, _ in results if row is not None], [(uid, reason) for uid, row, reason in results if row is None]
+
+
+def _each(work: Callable[[str], dict[str, Any]], finished: Any, uids: Iterable[str]) -> Iterator[tuple[str, Any, str]]:
+    import torch
+
+    torch.set_num_threads(1)
+    for uid in uids:
+        try:
+            yield uid, work(uid), ""
+        except Exception as problem:  # one series never fails the others; the reason is reported
+            yield uid, None, " ".join(f"{type(problem).__name__}: {problem}".split())
+        finished.add(1)
+
+
+@functools.lru_cache(maxsize=2)
+def _hot(folder: Path) -> "Served":
+    from serving.model import load
+
+    return load(folder)
+
+
+@functools.lru_cache(maxsize=2)
+def _archive(home: Path, index_url: str | None) -> Archive:
+    return Archive(home, index_url=index_url)
+
+
+def _predict(job: _Job, uid: str) -> dict[str, Any]:
+    """On a worker: predict, write the SEG; its row of ``predictions`` and, under ``object``, of ``object_catalog``."""
+    from serving.receipt import segmentation
+    from training import Prompts
+
+    archive, served = _archive(job.home, job.index_url), _hot(job.folder)
+    found = served.predictor.predict(archive.volume(uid), Prompts())
+    sop_uid = _sop_uid(job.project, uid, served.origin.model_name, served.origin.model_version)
+    row, seg = segmentation(served, found, archive.sources(uid), project=job.project, sop_uid=sop_uid)
+    root = archive.home / "volume"
+    path = root / FOLDER / str(seg.StudyInstanceUID) / str(seg.SeriesInstanceUID) / f"{sop_uid}.dcm"
+    with atomic_file(path) as file:
+        seg.save_as(file, enforce_file_format=True)
+    return {**row, "object": rows([listed(path)], root)}
+
+
+def _score(job: _Job, uid: str) -> dict[str, Any]:
+    from training import Prompts
+
+    image = _archive(job.home, job.index_url).volume(uid)
+    return {"series_uid": uid, "value": _hot(job.folder).predictor.predict(image, Prompts()).entropy}
+
+
+def _commit_predictions(archive: Archive, good: Sequence[dict[str, Any]]) -> None:
+    """First the files, then what is said of them: a row of ``predictions`` always has its SEG."""
+    if not good:
+        return
+    part = write_part(pa.concat_tables([row["object"] for row in good]), archive.objects.path)
+    archive.objects.commit([part], writer=f"batch_infer/{uuid.uuid4()}", batch=0)
+    now = datetime.now(UTC)
+    told = [{**row, "volumes_ml": list(row["volumes_ml"].items()), "created_at": now} for row in good]
+    _append(archive.predictions, told, PREDICTIONS, "batch_infer", ("sop_uid",))
+
+
+def _append(table: Any, told: Sequence[dict[str, Any]], schema: pa.Schema, work: str, key: Sequence[str]) -> None:
+    """Add rows under a name that follows from their keys: the same rows again add nothing."""
+    if told:
+        keys = sorted("/".join(row[name] for name in key) for row in told)
+        writer = f"{work}/{hashlib.sha256(chr(0).join(keys).encode()).hexdigest()}"
+        listed_rows = [{name: row[name] for name in schema.names} for row in told]
+        table.append(pa.Table.from_pylist(listed_rows, schema=schema), writer=writer, batch=0)
+
+
+def _step(progress: Progress | None, start: int, total: int, done: int) -> None:
+    if progress:
+        progress(start + done, total)

@@ -1,0 +1,192 @@
+"""A real scoring server in a process of its own: what it answers, and how it changes the version under load."""
+
+import base64
+import gzip
+import io
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import torch
+
+from serving.gate import evaluate
+from serving.registry import ALIAS
+
+pytestmark = pytest.mark.slow
+
+MODEL = "endpoint"
+SERVE = "import sys; from serving.endpoint import serve; serve(sys.argv[1], sys.argv[2], sys.argv[3], port=int(sys.argv[4]))"
+
+
+def start(world: Any, port: int) -> "subprocess.Popen[bytes]":
+    arguments = [MODEL, world.registry.tracking_uri, str(world.archive.home), str(port)]
+    return subprocess.Popen([sys.executable, "-c", SERVE, *arguments], stderr=subprocess.PIPE)
+
+
+def judged(world: Any, run: str) -> str:
+    version: str = world.registry.register(run, model=MODEL, home=world.archive.home)
+    evaluate(world.archive, replace(world.project, model=MODEL), world.registry, version)
+    return version
+
+
+def ask(port: int, *items: dict[str, Any]) -> list[dict[str, Any]]:
+    body = json.dumps({"dataframe_records": list(items)}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        answers: list[dict[str, Any]] = json.load(response)["predictions"]
+    return answers
+
+
+def until(condition: Any, *, seconds: float = 60) -> None:
+    deadline, pause = time.monotonic() + seconds, threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, "too late"
+        pause.wait(0.1)
+
+
+@pytest.fixture(scope="module")
+def port(world: Any) -> Iterator[int]:
+    """The endpoint serves version 1; version 2 is judged, not promoted."""
+    assert world.registry.promote(MODEL, judged(world, world.untrained))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = int(free.getsockname()[1])
+    process = start(world, number)
+
+    def ready() -> bool:
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        try:
+            return bool(urllib.request.urlopen(f"http://127.0.0.1:{number}/ping", timeout=2).status == 200)
+        except OSError:
+            return False
+
+    until(ready, seconds=120)
+    yield number
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+
+
+def test_each_item_is_answered_on_its_own(world: Any, port: int) -> None:
+    good = {"reference": {"series": world.series[0]}}
+    answers = ask(
+        port,
+        good,
+        {"reference": {"series": "1.2.3"}},
+        {"reference": {"series": world.series[0]}, "prompts": {"classes": ["spleen"]}},
+        {"reference": {"upload": "x"}},
+        {**good, "colour": "red"},
+        {"outputs": ["volumes"]},
+        {**good, "outputs": ["uncertainty"], "prompts": {"classes": ["ball"]}},
+    )
+    assert [(a["model"], a["version"]) for a in answers] == [(MODEL, "1")] * 7
+    assert [a["error"] is None for a in answers] == [True, False, False, False, False, False, True]
+    assert answers[0]["result"]["volumes"].keys() == {"ball"}
+    said = [a["error"]["message"] for a in answers[1:6]]
+    for message, words in zip(
+        said, ["no such series", "spleen", "upload is not built yet", "colour", "reference"], strict=True
+    ):
+        assert words in message
+    assert 0 < answers[6]["result"]["uncertainty"]["mean_entropy"] < 1
+
+
+def test_every_output_shows_the_same_mask(world: Any, port: int) -> None:
+    from catalog import seg
+
+    outputs = ["seg", "nifti", "labelmap", "volumes"]
+    [answered] = ask(port, {"reference": {"series": world.series[0]}, "outputs": outputs})
+    result = answered["result"]
+    like = world.archive.volume(world.series[0])
+    stored = result["labelmap"]
+    mask = np.frombuffer(zlib.decompress(base64.b64decode(stored["data"])), np.uint8).reshape(stored["shape"])
+    assert mask.shape == like.spatial_shape
+    assert np.allclose(stored["affine"], like.affine)
+    image = nibabel.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(result["nifti"])))
+    assert np.array_equal(np.asarray(image.dataobj), mask)
+    assert np.allclose(np.diag([-1, -1, 1, 1]) @ image.affine, like.affine, atol=1e-4)
+    dataset = pydicom.dcmread(io.BytesIO(base64.b64decode(result["seg"])))
+    assert np.array_equal(seg.decode(dataset, like, world.project.label_set).array, mask)
+    assert result["volumes"]["ball"] == pytest.approx((mask == 3).sum() * 8 / 1000)
+
+
+def test_files_are_asked_for_by_their_path(world: Any, port: int, tmp_path: Path) -> None:
+    folder = Path(world.archive.series_files(world.series[0])[0]).parent
+    like = world.archive.volume(world.series[0])
+    nifti = tmp_path / "image.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(like.array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ like.affine), nifti)
+    answers = ask(
+        port,
+        {"reference": {"series": world.series[0]}, "outputs": ["labelmap", "seg"]},
+        {"reference": {"dicom": str(folder)}, "outputs": ["labelmap", "seg"]},
+        {"reference": {"nifti": str(nifti)}, "outputs": ["volumes", "nifti"]},
+        {"reference": {"nifti": str(tmp_path / "none.nii.gz")}},
+    )
+    assert answers[0]["result"]["labelmap"] == answers[1]["result"]["labelmap"]
+    assert answers[2]["error"] is None
+    assert "none.nii.gz" in answers[3]["error"]["message"]
+
+
+def test_the_version_changes_under_load_and_no_request_is_lost(world: Any, port: int) -> None:
+    seen: list[str] = []
+    failures: list[Any] = []
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            try:
+                [answered] = ask(port, {"reference": {"series": world.series[1]}})
+                seen.append(answered["version"])
+                if answered["error"] is not None:
+                    failures.append(answered)
+            except Exception as problem:
+                failures.append(problem)
+
+    threads = [threading.Thread(target=keep_asking) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        until(lambda: len(seen) > 5)
+        assert world.registry.promote(MODEL, judged(world, world.trained))
+        until(lambda: seen[-1:] == ["2"])
+        assert world.registry.rollback(MODEL) == "1"
+        until(lambda: seen[-1:] == ["1"])
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    assert set(seen) == {"1", "2"}
+
+
+def test_an_alias_moved_by_hand_is_refused_until_it_is_right(world: Any, port: int) -> None:
+    client = mlflow.MlflowClient(world.registry.tracking_uri)
+    unjudged = world.registry.register(world.run("unjudged", torch.nn.Identity()), model=MODEL)
+    item = {"reference": {"series": world.series[0]}}
+    client.set_registered_model_alias(MODEL, ALIAS, unjudged)
+    until(lambda: ask(port, item)[0]["error"] is not None)
+    [answered] = ask(port, item)
+    assert f"moved by hand to version {unjudged}" in answered["error"]["message"]
+    assert answered["result"] is None
+    client.set_registered_model_alias(MODEL, ALIAS, "1")
+    until(lambda: ask(port, item)[0]["error"] is None)
+
+
+def test_a_taken_port_is_said(world: Any, port: int) -> None:
+    second = start(world, port)
+    _, error = second.communicate(timeout=120)
+    assert second.returncode != 0
+    assert f"port {port} is taken" in error.decode()
