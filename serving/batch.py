@@ -152,7 +152,7 @@ def _waves(
     commit: Callable[[Sequence[dict[str, Any]]], None],
     progress: Progress | None,
 ) -> tuple[tuple[str, str], ...]:
-    """Run ``work`` on each case's series, a task each, and commit the results wave by wave; (series, reason) where it failed."""
+    """Run ``work`` on each case's series, a task each, and commit wave by wave; (series, reason) where it failed."""
     failed: list[tuple[str, str]] = []
     for start in range(0, len(todo), WAVE):
         uids = [case.series_uid for case in todo[start : start + WAVE]]

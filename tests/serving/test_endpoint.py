@@ -78,7 +78,7 @@ def port(world: Any) -> Iterator[int]:
     until(ready, seconds=120)
     yield number
     process.send_signal(signal.SIGTERM)
-    process.wait(30)
+    process.communicate(timeout=30)
 
 
 def test_each_item_is_answered_on_its_own(world: Any, port: int) -> None:
