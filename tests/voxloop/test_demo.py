@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def killed(home: Path, cohort: Path) -> Iterator[list[psutil.Process]]:
+def killed(home: Path, cohort: Path) -> list[psutil.Process]:
     """The processes of a demo that was killed with SIGKILL while it trained its first candidate."""
     demo = subprocess.Popen(command("demo", "--cohort", cohort, "--rounds", "2", home=home), stderr=subprocess.DEVNULL)
     try:
@@ -79,7 +79,7 @@ def killed(home: Path, cohort: Path) -> Iterator[list[psutil.Process]]:
     finally:
         os.kill(demo.pid, signal.SIGKILL)
         demo.wait()
-    yield family
+    return family
 
 
 @pytest.fixture(scope="module")
