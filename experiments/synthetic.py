@@ -11,6 +11,7 @@ from pathlib import Path
 
 import highdicom as hd
 import numpy as np
+from numpy.typing import ArrayLike
 from pydicom import dcmread
 from scipy.ndimage import gaussian_filter
 
@@ -103,7 +104,7 @@ def _phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return np.clip(image, -200, 300).round().astype(np.float32), mask, affine
 
 
-def _blob(rng: np.random.Generator, grid: np.ndarray, centre, radii, *, rough: float) -> np.ndarray:
+def _blob(rng: np.random.Generator, grid: np.ndarray, centre: ArrayLike, radii: ArrayLike, *, rough: float) -> np.ndarray:
     """An ellipsoid (mm) whose surface a smooth random field dents."""
     offset = (grid - np.reshape(centre, (3, 1, 1, 1))) / np.reshape(radii, (3, 1, 1, 1))
     return np.asarray(np.sqrt((offset**2).sum(0)) < 1 + rough * _texture(rng, 4.0))

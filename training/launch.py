@@ -100,7 +100,7 @@ class FakeLauncher:
         return log.run_id
 
 
-class _Reporter(pl.Callback):
+class _Reporter(pl.Callback):  # type: ignore[misc]
     """Progress by step; metrics and a checkpoint by epoch."""
 
     def __init__(self, log: RunLog, progress: Progress | None) -> None:

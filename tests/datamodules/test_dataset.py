@@ -47,7 +47,7 @@ def labelled(archive: Archive) -> list[LabelledCase]:
     series = archive.sql("SELECT PatientID, SeriesInstanceUID FROM series WHERE is_image").to_pylist()
     uids = {row["PatientID"]: row["SeriesInstanceUID"] for row in series}
     found = []
-    for index, (name, image, mask) in enumerate(cases(4)):
+    for index, (name, _, mask) in enumerate(cases(4)):
         states = dict(STATES, spleen="not_annotated") if index == 1 else STATES
         drawn = mask.with_array(np.where(mask.array == 2, 0, mask.array)) if index == 1 else mask
         revision = submit(archive, PROJECT.key, LABEL_SET, Submission(uids[name], drawn, states, "reader"))  # type: ignore[arg-type]
