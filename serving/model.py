@@ -165,7 +165,7 @@ class VoxloopModel(PythonModel):  # type: ignore[misc]
         """A DataFrame with columns reference, prompts, outputs → a list of answers. One bad item never spoils the others."""
         return [self._answer(row) for row in model_input.to_dict("records")]
 
-    def _answer(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _answer(self, row: Mapping[Any, Any]) -> dict[str, Any]:
         named = {"model": self.served.origin.model_name, "version": self.served.origin.model_version}
         try:
             return answer(self._result(parse(row)), None, **named)

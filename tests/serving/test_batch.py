@@ -39,7 +39,7 @@ def rows(world: Any) -> list[dict[str, Any]]:
 def test_every_unlabelled_series_is_predicted_once(spark: "SparkSession", world: Any, project: Any) -> None:
     seen: list[tuple[int, int]] = []
     uri = world.registry.tracking_uri
-    report = batch_infer(spark, world.archive, project, tracking_uri=uri, progress=lambda done, total: seen.append((done, total)))
+    report = batch_infer(spark, world.archive, project, tracking_uri=uri, progress=lambda *step: seen.append(step))
     assert (report.version, report.done, report.already, report.failed) == ("1", 2, 0, ())
     assert seen[-1] == (2, 2)
     made = rows(world)
