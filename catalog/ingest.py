@@ -46,9 +46,7 @@ class IngestReport:
         return asdict(self)
 
 
-def ingest(
-    spark: "SparkSession", archive: Archive, path: str | Path, *, progress: Progress | None = None
-) -> IngestReport:
+def ingest(spark: "SparkSession", archive: Archive, path: str | Path, *, progress: Progress | None = None) -> IngestReport:
     """Add a row for every file under ``path`` that ``object_catalog`` does not have as it is now.
 
     A file is the same while path, modification time and length are; what is not DICOM or cannot be read gets a row with
@@ -91,7 +89,7 @@ def _parse(
         schema=_FILES,
     )
     done = context.accumulator(0)
-    frame = spark.createDataFrame(listing, schema=_FILES_DDL).repartition(partitions)  # type: ignore[arg-type]
+    frame = spark.createDataFrame(listing, schema=_FILES_DDL).repartition(partitions)
     with _reported(progress, lambda: int(done.value), len(files)):
         written = frame.mapInArrow(_worker(str(root), str(table), done), _PARTS_DDL).collect()
     return [Part(part.name, part.size, part.rows) for part in written], sum(part.bad for part in written)
@@ -130,8 +128,11 @@ def _reported(progress: Progress | None, count: Callable[[], int], total: int) -
     ended = threading.Event()
 
     def report() -> None:
+        last = 0
         while not ended.wait(0.5):
-            progress(min(count(), total), total)
+            if (now := min(count(), total)) != last:
+                last = now
+                progress(now, total)
 
     reporter = threading.Thread(target=report, daemon=True)
     reporter.start()
