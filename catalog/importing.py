@@ -130,7 +130,8 @@ def _check(pairs: Sequence[_Pair], progress: Progress | None) -> tuple[float, di
     """Read every file once; the lowest value of the first image, and each label value with a file that has it."""
     for pair in pairs:
         _check_fit(pair)
-    low, values = 0.0, {}
+    low = 0.0
+    values: dict[int, Path] = {}
     for done, pair in enumerate(pairs, start=1):
         lowest = float(voxels(open_nifti(pair.image), pair.image).min())
         low = lowest if done == 1 else low

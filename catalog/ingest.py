@@ -89,7 +89,7 @@ def _parse(
         schema=_FILES,
     )
     done = context.accumulator(0)
-    frame = spark.createDataFrame(listing, schema=_FILES_DDL).repartition(partitions)  # type: ignore[arg-type]
+    frame = spark.createDataFrame(listing, schema=_FILES_DDL).repartition(partitions)
     with _reported(progress, lambda: int(done.value), len(files)):
         written = frame.mapInArrow(_worker(str(root), str(table), done), _PARTS_DDL).collect()
     return [Part(part.name, part.size, part.rows) for part in written], sum(part.bad for part in written)
@@ -128,8 +128,11 @@ def _reported(progress: Progress | None, count: Callable[[], int], total: int) -
     ended = threading.Event()
 
     def report() -> None:
+        last = 0
         while not ended.wait(0.5):
-            progress(min(count(), total), total)
+            if (now := min(count(), total)) != last:
+                last = now
+                progress(now, total)
 
     reporter = threading.Thread(target=report, daemon=True)
     reporter.start()

@@ -41,16 +41,16 @@ def open_nifti(path: Path) -> Any:
 
 
 def lps_affine(image: Any) -> np.ndarray:
-    """Affine from (slice, row, column) indices to LPS mm (4×4, float64) of a NIfTI image whose axes are (column, row, slice)."""
+    """Affine from (slice, row, column) indices to LPS mm (float64) of an image with the axes (column, row, slice)."""
     scale = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
     affine = np.diag([-scale, -scale, scale, 1.0]) @ np.asarray(image.affine, dtype=np.float64)
     return affine[:, [2, 1, 0, 3]]
 
 
 def voxels(image: Any, path: Path) -> np.ndarray:
-    """The scaled voxels as stored, axes (slices, rows, columns); CatalogError where the file is cut short or holds no numbers."""
+    """The scaled voxels as stored, axes (slices, rows, columns); CatalogError where the file is cut short."""
     try:
-        array = np.asanyarray(image.dataobj)
+        array: np.ndarray = np.asanyarray(image.dataobj)
     except Exception as problem:  # zlib, gzip and numpy each raise their own kind
         raise CatalogError(f"the voxels cannot be read: {_line(problem)}", about=str(path), remedy=_AGAIN) from None
     array = array.reshape(array.shape[:3])

@@ -112,34 +112,17 @@ def decode(path: "Path | Dataset", like: "hd.Volume | hd.VolumeGeometry", labels
 
 def _placed(stored: "hd.Volume", like: "hd.Volume | hd.VolumeGeometry", about: str) -> np.ndarray:
     """``stored`` on the grid of ``like``: its axes flipped, permuted and shifted by whole voxels, never resampled."""
-    to_like = like.inverse_affine @ stored.affine
-    turn = np.rint(to_like[:3, :3])
-    shift = np.rint(to_like[:3, 3])
-    corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [
-        *(s - 1 for s in stored.spatial_shape),
-        1,
-    ]
-    exact = (to_like @ corners.T)[:3]
-    whole = turn @ corners.T[:3] + shift[:, None]
-    turned = np.abs(turn).sum(axis=0).tolist() == [1, 1, 1] == np.abs(turn).sum(axis=1).tolist()
-    if not turned or np.abs((exact - whole) * np.array(like.spacing)[:, None]).max() > _FITS:
-        raise CatalogError(
-            "the segmentation does not lie on the image's grid", about=about, remedy="segment this series itself"
-        )
-    order = [int(np.flatnonzero(turn[axis])[0]) for axis in range(3)]
-    array = stored.array.transpose(order)
-    for axis in range(3):
-        if turn[axis, order[axis]] < 0:
-            array = np.flip(array, axis)
-    low = np.rint(whole.min(axis=1)).astype(int)
-    out = np.zeros(like.spatial_shape, np.uint8)
-    into = tuple(slice(max(at, 0), max(at + n, 0)) for at, n in zip(low, array.shape, strict=True))
-    outof = tuple(slice(max(-at, 0), max(-at, 0) + (s.stop - s.start)) for at, s in zip(low, into, strict=True))
-    part = out[into]
-    part[...] = array[outof][tuple(slice(0, n) for n in part.shape)]
-    if np.count_nonzero(part) != np.count_nonzero(array):
-        raise CatalogError("the segmentation reaches beyond the image", about=about, remedy="segment this series itself")
-    return out
+    remedy = "segment this series itself"
+    try:
+        found = stored.match_geometry(like)
+    except RuntimeError:
+        found = stored
+    same = found.spatial_shape == like.spatial_shape and np.allclose(found.affine, like.affine, atol=_FITS)
+    if not same or not np.isclose(found.voxel_volume, stored.voxel_volume, rtol=1e-3):
+        raise CatalogError("the segmentation does not lie on the image's grid", about=about, remedy=remedy)
+    if np.count_nonzero(found.array) != np.count_nonzero(stored.array):
+        raise CatalogError("the segmentation reaches beyond the image", about=about, remedy=remedy)
+    return np.asarray(found.array)
 
 
 def _numbered(mask: "hd.Volume", labels: LabelSet, *, about: str) -> np.ndarray:
@@ -153,7 +136,8 @@ def _numbered(mask: "hd.Volume", labels: LabelSet, *, about: str) -> np.ndarray:
     if foreign:
         remedy = f"the values of label set {labels.name} are {sorted(allowed)}"
         raise CatalogError(f"voxels with value {', '.join(map(str, foreign))} have no structure", about=about, remedy=remedy)
-    return lookup[mask.array.astype(np.uint8)]
+    numbered: np.ndarray = lookup[mask.array.astype(np.uint8)]
+    return numbered
 
 
 def _segment(number: int, structure: Structure, algorithm: Algorithm | None) -> "hd.seg.SegmentDescription":

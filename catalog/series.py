@@ -25,6 +25,7 @@ __all__ = ["Series", "as_series", "series_uids", "write_series", "write_slices"]
 _STEPS = 65_535
 _CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+_UTF8 = "ISO_IR 192"
 
 
 def series_uids(cohort: str, case: str) -> tuple[str, str, str]:
@@ -147,7 +148,7 @@ def _file(fixed: Sequence[bytes], header: "Dataset", pixels: np.ndarray) -> byte
             file.write(_encoded(header[tag : tag + 1]))
     padded = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
     file.write(struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, len(padded)) + padded)
-    return file.getvalue()
+    return bytes(file.getvalue())
 
 
 def _encoded(elements: "Dataset") -> bytes:
@@ -156,8 +157,8 @@ def _encoded(elements: "Dataset") -> bytes:
 
     file = DicomBytesIO()
     file.is_little_endian, file.is_implicit_VR = True, False
-    write_dataset(file, elements)
-    return file.getvalue()
+    write_dataset(file, elements, parent_encoding=_UTF8)  # the part with SpecificCharacterSet is another
+    return bytes(file.getvalue())
 
 
 def _stored(values: np.ndarray, *, about: str) -> tuple[np.ndarray, float, float]:
@@ -171,7 +172,7 @@ def _stored(values: np.ndarray, *, about: str) -> tuple[np.ndarray, float, float
                 return np.ascontiguousarray(values, dtype=kind), 1.0, 0.0
     # The text in the file is what readers compute with. Rounded up, the slope keeps the highest value inside 16 bits.
     intercept = float(_decimal(low))
-    slope = float(_decimal(max((high - intercept) / (_STEPS - 1), np.finfo(np.float32).tiny) * (1 + 1e-9)))
+    slope = float(_decimal(max((high - intercept) / (_STEPS - 1), 1e-38)))
     steps = np.rint((values.astype(np.float64) - intercept) / slope)
     return np.clip(steps, 0, _STEPS).astype(np.uint16), slope, intercept
 
@@ -187,7 +188,7 @@ def _header(image: "hd.Volume", modality: str, slope: float, intercept: float, s
         *("PatientSex", "Laterality", "PositionReferenceIndicator", "PatientPosition", "AcquisitionNumber"),
     ):
         setattr(header, keyword, "" if keyword != "AcquisitionNumber" else None)
-    header.SpecificCharacterSet = "ISO_IR 192"
+    header.SpecificCharacterSet = _UTF8
     header.Modality, header.Manufacturer, header.SeriesNumber = modality, "", 1
     header.DerivationDescription = "converted from a volume file"
     if modality == "MR":
@@ -218,7 +219,7 @@ def _decimal(value: float) -> str:
     """``value`` as a DICOM decimal string: at most 16 characters, as many digits as fit (PS3.5 §6.2)."""
     from pydicom.valuerep import format_number_as_ds
 
-    return format_number_as_ds(float(value) + 0.0)
+    return str(format_number_as_ds(float(value) + 0.0))
 
 
 def _decimals(values: Any) -> list[str]:

@@ -1,5 +1,6 @@
 """Objects into a home, in the order file → ``object_catalog`` → ``labels``, with a journal for what a crash interrupts."""
 
+import io
 import json
 import os
 import uuid
@@ -126,7 +127,16 @@ def _place(folder: Path, dataset: "Dataset") -> Path:
     return folder / uids[0] / uids[1] / f"{uids[2]}.dcm"
 
 
+_SHOWN = ("SOPClassUID", "PixelData", "PerFrameFunctionalGroupsSequence", "SegmentSequence", "ImagePositionPatient")
+
+
 def _same_pixels(path: Path, dataset: "Dataset") -> bool:
+    """Whether both show the same; dates and times of writing may differ."""
     from pydicom import dcmread
 
-    return bool(dcmread(path).get("PixelData") == dataset.get("PixelData"))
+    written = io.BytesIO()
+    dataset.save_as(written, enforce_file_format=True)
+    written.seek(0)
+    ours, theirs = dcmread(path), dcmread(written)
+    # The frames of two masks can be equal bit for bit and still belong to other segments or slices.
+    return all(ours.get(name) == theirs.get(name) for name in _SHOWN)

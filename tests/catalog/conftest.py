@@ -1,0 +1,95 @@
+"""Volumes, archives and real data for the catalog's tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+
+from catalog import Archive, LabelSet, Structure
+from catalog.importing import write_series
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def data() -> Callable[[str], Path]:
+    """A folder of the real data; skips the test where it is absent."""
+
+    def find(name: str) -> Path:
+        if not (DATA / name).exists():
+            pytest.skip(f"no {name} in ../shared/data: real data is not shipped with the code")
+        return DATA / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def labels() -> LabelSet:
+    """Two structures whose values are not their segment numbers."""
+    liver = Structure("Liver", 1, ("SCT", "10200004", "Liver"), (200, 80, 60))
+    return LabelSet("abdomen", (liver, Structure("Spleen", 7, ("SCT", "78961009", "Spleen"), (90, 80, 200))))
+
+
+def turned(axes: str, degrees: float = 0.0) -> np.ndarray:
+    """An affine (LPS mm) whose slices, rows and columns run along ``axes`` (as "zyx", capital: backwards), then turned."""
+    spacing = {"x": 0.7812345678, "y": 0.9, "z": 2.5}
+    affine = np.eye(4)
+    for column, axis in enumerate(axes):
+        affine[:3, column] = 0
+        affine["xyz".index(axis.lower()), column] = spacing[axis.lower()] * (-1 if axis.isupper() else 1)
+    a = np.radians(degrees)
+    first = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    second = np.array([[np.cos(a / 2), -np.sin(a / 2), 0], [np.sin(a / 2), np.cos(a / 2), 0], [0, 0, 1]])
+    affine[:3, :3] = first @ second @ affine[:3, :3]
+    affine[:3, 3] = [-123.4567891, 57.1, -1020.3333333]
+    return affine
+
+
+GEOMETRIES = {
+    "axial": turned("Zyx"),  # downwards, as highdicom orders an axial series
+    "upwards": turned("zyx"),
+    "flipped": turned("zYX"),
+    "sagittal": turned("xZy"),
+    "coronal": turned("yZx"),
+    "oblique": turned("zyx", 17.3),
+    "oblique and flipped": turned("XzY", -33.9),
+}
+
+
+def image(affine: np.ndarray, shape: tuple[int, int, int] = (6, 9, 11), scale: float = 500.0) -> hd.Volume:
+    """A volume of noise."""
+    values = np.random.default_rng(4).normal(0, scale, shape).astype(np.float32)
+    return hd.Volume(values, affine, "PATIENT")
+
+
+@pytest.fixture(params=list(GEOMETRIES))
+def affine(request: pytest.FixtureRequest) -> np.ndarray:
+    """Each kind of geometry in turn."""
+    return GEOMETRIES[str(request.param)]
+
+
+@pytest.fixture(scope="session")
+def noise() -> Callable[..., hd.Volume]:
+    """Makes a volume of noise on an affine, axial if none is given."""
+
+    def make(affine: np.ndarray = GEOMETRIES["axial"], **changed: Any) -> hd.Volume:
+        return image(affine, **changed)
+
+    return make
+
+
+@pytest.fixture
+def stored(home: Path, tmp_path: Path) -> Callable[..., tuple[Archive, str]]:
+    """Put a volume into an archive, without Spark: (archive, SeriesInstanceUID)."""
+
+    def put(affine: np.ndarray | None = None, case: str = "one", patient: str = "P1") -> tuple[Archive, str]:
+        archive, folder = Archive(home), tmp_path / "made" / case
+        uid = write_series(image(GEOMETRIES["axial"] if affine is None else affine), folder, patient_id=patient, case=case)
+        archive.store([pydicom.dcmread(file) for file in sorted(folder.iterdir())], folder="stow", writer=case)
+        return archive, uid
+
+    return put

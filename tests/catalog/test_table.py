@@ -1,0 +1,112 @@
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import deltalake
+import pyarrow as pa
+import pytest
+
+from catalog import CatalogError, DeltaTable, MemoryTable
+from catalog.table import Conflict, write_part
+from catalog.testing import TableTests
+
+
+class TestDeltaTable(TableTests):
+    @pytest.fixture
+    def table(self, tmp_path: Path) -> DeltaTable:
+        return DeltaTable(tmp_path / "table", self.schema)
+
+
+class TestMemoryTable(TableTests):
+    @pytest.fixture
+    def table(self) -> MemoryTable:
+        return MemoryTable(self.schema)
+
+
+SCHEMA = pa.schema([("name", pa.string())])
+
+
+def rows(*names: str) -> pa.Table:
+    return pa.table({"name": list(names)}, schema=SCHEMA)
+
+
+def names(table: DeltaTable) -> list[str]:
+    return sorted(table.scan(["name"]).read_all()["name"].to_pylist())
+
+
+def _write(path: str, writer: int) -> None:
+    table = DeltaTable(path, SCHEMA)
+    for batch in range(5):
+        table.append(rows(f"{writer}.{batch}"), writer=f"w{writer}", batch=batch)
+        table.append(rows("shared"), writer="shared", batch=batch)
+
+
+@pytest.mark.slow
+def test_concurrent_writers_lose_and_double_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(str(tmp_path / "t"), number)) for number in range(3)]
+    for process in writers:
+        process.start()
+    for process in writers:
+        process.join(120)
+    assert [process.exitcode for process in writers] == [0, 0, 0]
+    found = names(DeltaTable(tmp_path / "t", SCHEMA))
+    assert [name for name in found if name != "shared"] == [f"{w}.{b}" for w in range(3) for b in range(5)]
+    assert found.count("shared") == 5
+
+
+def test_commit_is_refused_where_the_version_read_has_aged(tmp_path: Path) -> None:
+    table = DeltaTable(tmp_path, SCHEMA)
+    read = table.append(rows("a"), writer="w", batch=0)
+    part = write_part(rows("b"), tmp_path)
+    table.append(rows("c"), writer="w", batch=1)
+    with pytest.raises(Conflict):
+        table.commit([part], writer="late", batch=0, read=read)
+    assert names(table) == ["a", "c"]
+    table.commit([part], writer="late", batch=0, read=table.version())
+    assert names(table) == ["a", "b", "c"]
+
+
+def test_a_part_that_no_commit_names_is_nowhere_to_be_seen(tmp_path: Path) -> None:
+    table = DeltaTable(tmp_path, SCHEMA)
+    table.append(rows("a"), writer="w", batch=0)
+    write_part(rows("orphan"), tmp_path)
+    assert names(table) == ["a"]
+
+
+def test_any_delta_reader_reads_it_and_it_keeps_its_log(tmp_path: Path) -> None:
+    table = DeltaTable(tmp_path, SCHEMA)
+    table.append(rows("a"), writer="w", batch=0)
+    delta = deltalake.DeltaTable(tmp_path)
+    assert delta.to_pyarrow_table().to_pylist() == [{"name": "a"}]
+    settings = delta.metadata().configuration
+    assert settings["delta.logRetentionDuration"] == "interval 36500 days"
+    assert settings["delta.deletedFileRetentionDuration"] == "interval 36500 days"
+    assert settings["delta.appendOnly"] == "true"
+
+
+def test_added_gives_what_came_after_a_version(tmp_path: Path) -> None:
+    for table in (DeltaTable(tmp_path, SCHEMA), MemoryTable(SCHEMA)):
+        first = table.append(rows("a"), writer="w", batch=0)
+        second = table.append(rows("b"), writer="w", batch=1)
+        assert table.added(["name"], since=first, version=second).read_all()["name"].to_pylist() == ["b"]
+
+
+def test_travels_to_another_process(tmp_path: Path) -> None:
+    table = DeltaTable(tmp_path, SCHEMA)
+    table.append(rows("a"), writer="w", batch=0)
+    assert names(pickle.loads(pickle.dumps(table))) == ["a"]
+
+
+def test_a_table_that_needs_newer_delta_features_is_refused(tmp_path: Path) -> None:
+    deltalake.DeltaTable.create(tmp_path, SCHEMA, configuration={"delta.enableDeletionVectors": "true"})
+    with pytest.raises(CatalogError, match="deletion vectors"):
+        DeltaTable(tmp_path, SCHEMA).version()
+
+
+def test_scans_cannot_reach_other_files(tmp_path: Path) -> None:
+    table = DeltaTable(tmp_path / "t", SCHEMA)
+    table.append(rows("a"), writer="w", batch=0)
+    (tmp_path / "secret.csv").write_text("x\n1\n")
+    with pytest.raises(CatalogError):
+        table.scan(["name"], where=f"EXISTS (FROM '{tmp_path / 'secret.csv'}')")
