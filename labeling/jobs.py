@@ -24,10 +24,11 @@ Sequence = Callable[[Step], dict[str, Any]]
 _sequences: dict[str, Sequence] = {}
 
 
-@DBOS.workflow(name="voxloop.sequence")
+@DBOS.workflow(name="voxloop.sequence")  # type: ignore[untyped-decorator]
 def _play(key: str) -> dict[str, Any]:
     def step(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        return DBOS.run_step({"name": name}, work)
+        kept: dict[str, Any] = DBOS.run_step({"name": name}, work)
+        return kept
 
     return _sequences[key](step)
 
@@ -70,10 +71,14 @@ class Jobs:
             status = DBOS.get_workflow_status(name)
             if status is None:
                 with SetWorkflowID(name):
-                    return DBOS.start_workflow(_play, key).get_result()
+                    handle = DBOS.start_workflow(_play, key)
+                break
             if status.status in ("SUCCESS", "PENDING", "ENQUEUED", "DELAYED"):
-                return DBOS.retrieve_workflow(name).get_result()
+                handle = DBOS.retrieve_workflow(name)
+                break
             attempt += 1
+        result: dict[str, Any] = handle.get_result()
+        return result
 
 
 def in_background(work: Callable[[], Any]) -> Callable[[], Any]:
