@@ -22,6 +22,8 @@ Sequence = Callable[[Step], dict[str, Any]]
 """A sequence of steps with a result of its own."""
 
 _sequences: dict[str, Sequence] = {}
+_idle = threading.Event()
+_idle.set()
 
 
 @DBOS.workflow(name="voxloop.sequence")  # type: ignore[untyped-decorator]
@@ -30,15 +32,29 @@ def _play(key: str) -> dict[str, Any]:
         kept: dict[str, Any] = DBOS.run_step({"name": name}, work)
         return kept
 
-    return _sequences[key](step)
+    _idle.clear()
+    try:
+        return _sequences[key](step)
+    finally:
+        _idle.set()
 
 
 class Jobs:
     """The durable sequences of one home, in this process; a context manager. One process of a home at a time runs them."""
 
-    def __init__(self, state_url: str, sequences: Mapping[str, Sequence]) -> None:
-        """``sequences``: every sequence by key, those that an earlier process may have left unfinished among them."""
-        self._sequences = dict(sequences)
+    def __init__(
+        self,
+        state_url: str,
+        sequences: Mapping[str, Sequence],
+        *,
+        stop: Callable[[], None] = lambda: None,
+        patience: float = 20.0,
+    ) -> None:
+        """``sequences``: every sequence by key, those that an earlier process may have left unfinished among them.
+
+        Sequences run in a thread of their own: on Ctrl-C ``stop`` is to end the step under way, which has ``patience`` seconds.
+        """
+        self._sequences, self._stop, self._patience = dict(sequences), stop, patience
         self._config = {
             "name": "voxloop",
             "system_database_url": state_url,
@@ -77,7 +93,12 @@ class Jobs:
                 handle = DBOS.retrieve_workflow(name)
                 break
             attempt += 1
-        result: dict[str, Any] = handle.get_result()
+        try:
+            result: dict[str, Any] = handle.get_result()
+        except KeyboardInterrupt:
+            self._stop()
+            _idle.wait(self._patience)
+            raise
         return result
 
 

@@ -70,11 +70,11 @@ def _leave(status: int) -> NoReturn:
 
 
 @contextmanager
-def _spark(settings: Settings) -> "Iterator[SparkSession]":
+def _spark(settings: Settings, *, warm: bool = True) -> "Iterator[SparkSession]":
     from voxloop.spark import start
 
     with console.stage("start Spark"):
-        spark = start(settings)
+        spark = start(settings, warm=warm)
     try:
         yield spark
     finally:
@@ -129,7 +129,7 @@ def ingest(
         raise FrontDoorError("no such file or folder", about=str(path), remedy="name a folder with DICOM files")
     settings = read(home)
     archive = _archive(settings)
-    with _spark(settings) as spark, console.stage(f"ingest {path}") as report:
+    with _spark(settings, warm=False) as spark, console.stage(f"ingest {path}") as report:
         done = read_headers(spark, archive, path, progress=report)
     console.note(f"{done.found} files: {done.added} added, {done.unchanged} unchanged, {done.bad} of the added not usable")
     if done.bad:

@@ -1,6 +1,7 @@
 """What a command shows: progress and tables on standard error, one JSON line at the end of standard output."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,9 +13,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from catalog.progress import Progress as Report
 
-__all__ = ["emit", "error", "note", "plain", "stage", "table"]
+__all__ = ["emit", "error", "note", "plain", "stage", "stop", "table"]
 
 _screen = Console(stderr=True, highlight=False)
+_stopping = threading.Event()
+
+
+def stop() -> None:
+    """End every stage that still reports progress, in whatever thread, at its next report."""
+    _stopping.set()
+
+
+def _unless_stopped(report: Report) -> Report:
+    def reported(done: int, total: int) -> None:
+        if _stopping.is_set():
+            raise SystemExit(130)
+        report(done, total)
+
+    return reported
 
 
 def note(text: str) -> None:
@@ -50,9 +66,9 @@ def stage(title: str) -> Iterator[Report]:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=_screen, transient=True) as bars:
             task = bars.add_task(title, total=None)
-            yield lambda done, total: bars.update(task, completed=done, total=total)
+            yield _unless_stopped(lambda done, total: bars.update(task, completed=done, total=total))
     else:
-        yield _logged(title)
+        yield _unless_stopped(_logged(title))
     note(f"  {title}  [dim]{time.perf_counter() - started:.1f} s[/dim]")
 
 

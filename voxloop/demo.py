@@ -147,7 +147,7 @@ def _rounds(settings: Settings, place: Workplace, rounds: int, clock: Clock, sta
     state = settings.state_url or f"sqlite:///{settings.home / 'state.db'}"
     results: list[dict[str, Any]] = []
     address = ""
-    with Jobs(state, {round_.key: round_ for round_ in played}) as jobs:
+    with Jobs(state, {round_.key: round_ for round_ in played}, stop=console.stop) as jobs:
         for round_ in played:
             console.note(f"[bold]Round {round_.number} of {rounds}[/bold]")
             result = jobs.run(round_.key)

@@ -1,11 +1,13 @@
 """The Spark session of this process: local by default, a cluster by its master's URL."""
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkRuntimeError
 from pyspark.sql import SparkSession
@@ -17,20 +19,27 @@ from voxloop.settings import Settings
 __all__ = ["session", "start"]
 
 
-def start(settings: Settings) -> SparkSession:
+def start(settings: Settings, *, warm: bool = True) -> SparkSession:
     """The session that the settings describe; its files are under HOME/spark, its log is HOME/logs/spark.log."""
-    home = settings.home
-    log = home / "logs" / "spark.log"
-    return session(master=settings.spark_master, scratch=home / "spark", memory=settings.spark_memory, log=log)
+    scratch = settings.home / "spark"
+    for left in scratch.glob("*"):  # of a process that was killed
+        if left.name.isdigit() and not psutil.pid_exists(int(left.name)):
+            shutil.rmtree(left, ignore_errors=True)
+    log = settings.home / "logs" / "spark.log"
+    return session(
+        master=settings.spark_master, scratch=scratch / str(os.getpid()), memory=settings.spark_memory, log=log, warm=warm
+    )
 
 
-def session(*, master: str = "local[*]", scratch: Path, memory: str = "3g", log: Path | None = None) -> SparkSession:
+def session(
+    *, master: str = "local[*]", scratch: Path, memory: str = "3g", log: Path | None = None, warm: bool = True
+) -> SparkSession:
     """Start Spark, or return the one that this process has.
 
     ``master`` is a Spark master URL, ``scratch`` a folder for shuffle files and ``memory`` the driver's heap;
     what Spark and its workers say goes to ``log``.
-    Python workers are forked from a daemon that has imported torch once (``voxloop.spark_daemon``), so that a job
-    that predicts does not pay for the import in each worker.
+    With ``warm``, Python workers are forked from a daemon that has imported torch once (``voxloop.spark_daemon``), so that
+    a job that predicts does not pay for the import in each worker.
     """
     os.environ["JAVA_HOME"] = str(java_home())
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
@@ -48,7 +57,7 @@ def session(*, master: str = "local[*]", scratch: Path, memory: str = "3g", log:
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "4",
-        "spark.python.daemon.module": "voxloop.spark_daemon",
+        "spark.python.daemon.module": "voxloop.spark_daemon" if warm else "pyspark.daemon",
         "spark.log.level": "ERROR",
     }.items():
         builder = builder.config(key, value)
