@@ -2,6 +2,8 @@
 
 from catalog.archive import Archive
 from catalog.errors import CatalogError, VoxloopError
+from catalog.importing import ImportReport, import_nifti, write_series
+from catalog.ingest import IngestReport, ingest
 from catalog.labels import LabelRevision, State, Submission, current, mask, submit
 from catalog.labelset import LabelSet, Structure
 from catalog.progress import Progress
@@ -19,6 +21,8 @@ __all__ = [
     "CatalogError",
     "DeltaTable",
     "FileVolumes",
+    "ImportReport",
+    "IngestReport",
     "LabelRevision",
     "LabelSet",
     "MemoryTable",
@@ -35,6 +39,9 @@ __all__ = [
     "current",
     "deterministic_uid",
     "freeze",
+    "import_nifti",
+    "ingest",
     "mask",
     "submit",
+    "write_series",
 ]

@@ -69,7 +69,7 @@ class Volumes:
         self._kept = kept
 
 
-class VolumeDataModule(pl.LightningDataModule):
+class VolumeDataModule(pl.LightningDataModule):  # type: ignore[misc]
     """``dataset`` (or its folder) by ``plan``. An epoch is ``plan.validate_every`` batches of ``plan.batch`` patches.
 
     Batches are {"image": (B, 1, D, H, W) float32, "mask": (B, D, H, W) uint8 classes, "annotated": (B, structures) bool};
@@ -105,7 +105,7 @@ class VolumeDataModule(pl.LightningDataModule):
         return DataLoader(_Stream(read), batch_size=None, num_workers=0)
 
 
-class _Stream(IterableDataset[Batch]):
+class _Stream(IterableDataset[Batch]):  # type: ignore[misc]
     def __init__(self, make: Callable[[], Iterator[Batch]]) -> None:
         self._make = make
 

@@ -66,7 +66,7 @@ class _Task:
     """What a Spark worker needs for one case."""
 
     home: Path
-    index_url: str
+    index_url: str | None
     case: LabelledCase
     revision: "LabelRevision"
     label_set: LabelSet
@@ -116,16 +116,16 @@ def _digest(cases: Sequence[LabelledCase], plan: Plan, project: "Project") -> st
 
 
 def _tasks(archive: "Archive", project: "Project", cases: Sequence[LabelledCase], plan: Plan, partial: Path) -> list[_Task]:
-    from catalog.labels import revisions
+    from catalog.labels import current, revision
 
-    known = revisions(archive, [case.label_id for case in cases])
+    latest = {found.label_id: found for found in current(archive, project.key).values()}
     tasks = []
     for case in sorted(cases, key=lambda case: case.series_uid):
-        if case.label_id not in known:
-            raise DataError("no such label revision", about=f"label {case.label_id}")
+        found = latest.get(case.label_id) or revision(archive, case.label_id)  # one that was superseded meanwhile
+        if found is None or found.series_uid != case.series_uid:
+            raise DataError(f"no such label revision of series {case.series_uid}", about=f"label {case.label_id}")
         target = partial / case.role / f"{case.series_uid}.parquet"
-        revision = known[case.label_id]
-        tasks.append(_Task(archive.home, archive.index_url, case, revision, project.label_set, plan, target))
+        tasks.append(_Task(archive.home, archive.index_url, case, found, project.label_set, plan, target))
     return tasks
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from statistics import median
@@ -61,7 +60,7 @@ class Plan:
     patch: tuple[int, int, int]
     normalization: Normalization = "zscore"
     batch: int = 2
-    steps: int = 600
+    steps: int = 500
     network: str = "UNet"
     network_args: dict[str, Any] = field(default_factory=lambda: dict(SMALL_UNET))
     learning_rate: float = 4e-3
@@ -101,7 +100,7 @@ class Plan:
                 raise DataError(f"{name} follows from the label set", about="plan", remedy=f"take {name} out of the plan")
         spacing = cls.from_dict({**derived, "patch": [1, 1, 1], **overrides}).spacing
         sizes = [n * old / new for n, old, new in zip(fingerprint.shape, fingerprint.spacing, spacing, strict=True)]
-        derived["patch"] = [min(LARGEST_PATCH, max(1, math.ceil(size / DIVISOR)) * DIVISOR) for size in sizes]
+        derived["patch"] = [min(LARGEST_PATCH, max(1, int(size / DIVISOR)) * DIVISOR) for size in sizes]
         return cls.from_dict({**derived, **overrides})
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,20 +5,31 @@ texture, the noise, the voxel spacing; bodies hold other round things of the org
 position nor a fixed grey value finds the organs, and each further labelled patient has something to teach.
 """
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import highdicom as hd
 import numpy as np
+from numpy.typing import ArrayLike
+from pydicom import dcmread
 from scipy.ndimage import gaussian_filter
 
+from catalog._disk import atomic_file
 from catalog.labelset import LabelSet, Structure
+from catalog.progress import Progress
+from catalog.seg import encode
+from catalog.series import write_series
+from catalog.sources import in_slice_order
+from catalog.uids import deterministic_uid
 
 __all__ = ["LABEL_SET", "PATIENTS", "cases", "write"]
 
 PATIENTS = 36
+COHORT = "phantom abdomen"
 SHAPE = (28, 48, 48)
 LABEL_SET = LabelSet(
-    "phantom abdomen",
+    COHORT,
     (
         Structure("liver", 1, ("SCT", "10200004", "Liver"), (221, 130, 101)),
         Structure("spleen", 2, ("SCT", "78961009", "Spleen"), (157, 108, 162)),
@@ -28,11 +39,39 @@ LABEL_SET = LabelSet(
 
 def cases(n: int = PATIENTS, *, seed: int = 0) -> Iterator[tuple[str, hd.Volume, hd.Volume]]:
     """Yield ``n`` times (case name, image, label map): float32 image of CT-like values and uint8 map, axes (slices, rows,
-    columns) towards head, posterior, left, LPS mm. Case ``i`` is the same whatever ``n`` is."""
+    columns) towards feet, posterior, left, LPS mm. Case ``i`` is the same whatever ``n`` is."""
     for index in range(n):
         image, mask, affine = _phantom(np.random.default_rng([seed, index]))
         volumes = (hd.Volume(array, affine, coordinate_system="PATIENT") for array in (image, mask))
         yield f"phantom_{index + 1:03d}", next(volumes), next(volumes)
+
+
+def write(folder: Path, n: int = PATIENTS, *, seed: int = 0, progress: Progress | None = None) -> int:
+    """Write the cohort as DICOM, laid out as ``catalog.import_nifti`` lays out one: images/CASE/NNNN.dcm, labels/CASE.dcm
+    (SEG), label_set.json, index.csv. A case that is there is left alone. Returns ``n``."""
+    index = [["case", "series_uid", "label"]]
+    for done, (case, image, mask) in enumerate(cases(n, seed=seed), start=1):
+        target = folder / "images" / case
+        series_uid = write_series(image, target, patient_id=case, case=case, cohort=f"{COHORT} {seed}", description=case)
+        label = folder / "labels" / f"{case}.dcm"
+        if not label.exists():
+            with atomic_file(label) as file:
+                _segmentation(case, mask, target, seed).save_as(file, enforce_file_format=True)
+        index.append([case, series_uid, f"labels/{case}.dcm"])
+        if progress:
+            progress(done, n)
+    with atomic_file(folder / "label_set.json") as file:
+        file.write(json.dumps(LABEL_SET.to_dict(), indent=1).encode())
+    with atomic_file(folder / "index.csv") as file:
+        file.write("".join(",".join(row) + "\n" for row in index).encode())
+    return n
+
+
+def _segmentation(case: str, mask: hd.Volume, series: Path, seed: int) -> hd.seg.Segmentation:
+    headers = [dcmread(path, stop_before_pixels=True) for path in sorted(series.iterdir())]
+    sop_uid, series_uid = (deterministic_uid(kind, COHORT, str(seed), case) for kind in ("segmentation", "segmentation series"))
+    sources = in_slice_order(headers, about=case)
+    return encode(mask, sources, LABEL_SET, sop_uid=sop_uid, series_uid=series_uid, description=case, author="phantom")
 
 
 def _phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -44,10 +83,10 @@ def _phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarr
     body = _blob(rng, grid, centre=(0, 0, 0), radii=(400, 62 + rng.uniform(-5, 5), 74 + rng.uniform(-6, 6)), rough=0.03)
     image = np.where(body, 40.0, -80.0) + np.where(body, 7 * _texture(rng, 2.5), 0)
     mask = np.zeros(SHAPE, np.uint8)
-    levels = [rng.choice([-1, 1]) * rng.uniform(28, 48) for _ in LABEL_SET.structures]
+    levels = [rng.choice([-1, 1]) * rng.uniform(30, 56) for _ in LABEL_SET.structures]
     organs = (
         ((4, -6, -30), (36, 30, 27), (12, 10, 8), 1.5),
-        ((8, 12, 36), (28, 23, 19), (12, 10, 7), 3.5),
+        ((8, 12, 36), (30, 26, 22), (12, 10, 7), 3.5),
     )
     for level in [*levels, *levels, rng.uniform(-45, 45)]:  # things of the same intensities that are not the organs
         centre = rng.uniform((-60, -45, -55), (60, 45, 55))
@@ -55,17 +94,17 @@ def _phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarr
         image[thing] = 40 + level + 7 * _texture(rng, 2.0)[thing]
     for structure, level, (place, radii, jitter, grain) in zip(LABEL_SET.structures, levels, organs, strict=True):
         centre = np.array(place) + rng.normal(0, jitter)
-        organ = _blob(rng, grid, centre, np.array(radii) * rng.uniform(0.75, 1.25, 3), rough=0.2) & body & (mask == 0)
+        organ = _blob(rng, grid, centre, np.array(radii) * rng.uniform(0.78, 1.25, 3), rough=0.16) & body & (mask == 0)
         mask[organ] = structure.value
         image[organ] = 40 + level + 6 * _texture(rng, grain / 1.5)[organ]
-    image = gaussian_filter(image, 0.5) + rng.normal(0, rng.uniform(4, 13), SHAPE)
+    image = gaussian_filter(image, 0.5) + rng.normal(0, rng.uniform(4, 12), SHAPE)
     affine = np.zeros((4, 4))
-    affine[2, 0], affine[1, 1], affine[0, 2] = spacing
-    affine[:, 3] = *(-spacing[::-1] * (np.array(SHAPE[::-1]) - 1) / 2), 1
+    affine[2, 0], affine[1, 1], affine[0, 2] = spacing * (-1, 1, 1)
+    affine[:, 3] = *(affine[:3, :3] @ (1 - np.array(SHAPE)) / 2), 1
     return np.clip(image, -200, 300).round().astype(np.float32), mask, affine
 
 
-def _blob(rng: np.random.Generator, grid: np.ndarray, centre, radii, *, rough: float) -> np.ndarray:
+def _blob(rng: np.random.Generator, grid: np.ndarray, centre: ArrayLike, radii: ArrayLike, *, rough: float) -> np.ndarray:
     """An ellipsoid (mm) whose surface a smooth random field dents."""
     offset = (grid - np.reshape(centre, (3, 1, 1, 1))) / np.reshape(radii, (3, 1, 1, 1))
     return np.asarray(np.sqrt((offset**2).sum(0)) < 1 + rough * _texture(rng, 4.0))

@@ -13,18 +13,22 @@ from dbos import DBOS, SetWorkflowID
 
 from labeling.errors import LabelingError
 
-__all__ = ["Jobs", "Steps"]
+__all__ = ["Jobs", "Sequence", "Step", "in_background"]
 
-Steps = Callable[[Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]], dict[str, Any]]
-"""A sequence: given ``step(name, work)``, which returns the work's result or the one kept of it, returns its own result."""
+Step = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+"""``step(name, work)`` gives the work's result, or the one that was kept of it; a result is a JSON object."""
 
-_sequences: dict[str, Steps] = {}
+Sequence = Callable[[Step], dict[str, Any]]
+"""A sequence of steps with a result of its own."""
+
+_sequences: dict[str, Sequence] = {}
 
 
-@DBOS.workflow(name="voxloop.sequence")
+@DBOS.workflow(name="voxloop.sequence")  # type: ignore[untyped-decorator]
 def _play(key: str) -> dict[str, Any]:
     def step(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        return DBOS.run_step({"name": name}, work)
+        kept: dict[str, Any] = DBOS.run_step({"name": name}, work)
+        return kept
 
     return _sequences[key](step)
 
@@ -32,7 +36,7 @@ def _play(key: str) -> dict[str, Any]:
 class Jobs:
     """The durable sequences of one home, in this process; a context manager. One process of a home at a time runs them."""
 
-    def __init__(self, state_url: str, sequences: Mapping[str, Steps]) -> None:
+    def __init__(self, state_url: str, sequences: Mapping[str, Sequence]) -> None:
         """``sequences``: every sequence by key, those that an earlier process may have left unfinished among them."""
         self._sequences = dict(sequences)
         self._config = {
@@ -67,10 +71,14 @@ class Jobs:
             status = DBOS.get_workflow_status(name)
             if status is None:
                 with SetWorkflowID(name):
-                    return DBOS.start_workflow(_play, key).get_result()
+                    handle = DBOS.start_workflow(_play, key)
+                break
             if status.status in ("SUCCESS", "PENDING", "ENQUEUED", "DELAYED"):
-                return DBOS.retrieve_workflow(name).get_result()
+                handle = DBOS.retrieve_workflow(name)
+                break
             attempt += 1
+        result: dict[str, Any] = handle.get_result()
+        return result
 
 
 def in_background(work: Callable[[], Any]) -> Callable[[], Any]:

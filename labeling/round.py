@@ -5,6 +5,8 @@ work before the kill finds it done: label ids follow from project, round and ser
 run has one version, evidence and promotion are written over by equal values, scores are keyed.
 """
 
+import hashlib
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from catalog import Archive, LabelRevision, Progress, Project, freeze, labels
+from catalog import Archive, LabelRevision, Progress, Project, current, freeze, submit
 from datamodules import Fingerprint, LabelledCase, Plan, build
 from labeling.errors import LabelingError
+from labeling.jobs import Step
 from labeling.readers import Reader
 from labeling.strategies import EntropyStrategy, RandomStrategy, Strategy
 from serving import Registry, evaluate, score_pool
@@ -48,7 +51,7 @@ class Workplace:
     project: Project
     tracking_uri: str
     reader: Reader
-    launcher: Launcher
+    launcher: Callable[[Progress], Launcher]
     code_revision: str
     first: Strategy = field(default_factory=RandomStrategy)
     later: Strategy = field(default_factory=EntropyStrategy)
@@ -67,8 +70,8 @@ class Round:
         self.place, self.number, self.k = place, number, k
         self.key = f"{place.project.key}/round-{number}"
 
-    def __call__(self, step: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]) -> dict[str, Any]:
-        """Play the round; ``step`` keeps each step's result. The result is what ``Round.result`` says."""
+    def __call__(self, step: Step) -> dict[str, Any]:
+        """Play the round; ``step`` keeps each step's result. The result is a JSON object: see docs/architecture.md."""
         chosen = step("next", self._timed(self._next))
         labelled = step("label", self._timed(lambda: self._label(chosen["choices"])))
         trained = step("train", self._timed(self._train))
@@ -99,6 +102,9 @@ class Round:
 
         return timed
 
+    def _seed(self) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self.place.project.split.seed}/{self.key}".encode()).digest()[:4], "big")
+
     def _label_id(self, series: str) -> str:
         return str(uuid.uuid5(_LABELS, f"{self.key}/{series}"))
 
@@ -106,14 +112,14 @@ class Round:
         """Choose the series to label: by the champion's scores, at random while there is none."""
         place = self.place
         roles = freeze(place.archive, place.project)
-        known = labels.current(place.archive, place.project.key)
+        known = current(place.archive, place.project.key)
         ours = {series for series, revision in known.items() if revision.label_id == self._label_id(series)}
         pool = sorted(series for series, role in roles.items() if role == "train" and (series not in known or series in ours))
         champion = Registry(place.tracking_uri).champion(place.project.model)
         entropy = self._entropy(champion) if champion else {}
         strategy = place.later if entropy else place.first
         table = pa.table({"series_uid": pool, "entropy": pa.array([entropy.get(uid) for uid in pool], pa.float64())})
-        choices = strategy.choose(table, self.k, seed=place.project.seed + self.number)
+        choices = strategy.choose(table, self.k, seed=self._seed())
         return {"choices": [{"series_uid": c.series_uid, "score": c.score, "reason": c.reason} for c in choices]}
 
     def _entropy(self, version: str) -> dict[str, float]:
@@ -125,7 +131,7 @@ class Round:
         """Have the chosen series labelled; before the first round, the reference patients (validation, holdout) too."""
         place = self.place
         series = [choice["series_uid"] for choice in choices]
-        known = labels.current(place.archive, place.project.key)
+        known = current(place.archive, place.project.key)
         if self.number == 1:
             reference = [uid for uid, role in freeze(place.archive, place.project).items() if role != "train"]
             series = sorted(reference) + series
@@ -135,17 +141,20 @@ class Round:
                 started = time.perf_counter()
                 submission = place.reader.label(uid, None)
                 submission = replace(submission, seconds=submission.seconds or time.perf_counter() - started)
-                labels.submit(
-                    place.archive, place.project.key, place.project.label_set, submission, label_id=self._label_id(uid)
-                )
+                submit(place.archive, place.project.key, place.project.label_set, submission, label_id=self._label_id(uid))
                 report(done, len(todo))
         return {"series": series}
 
     def _plan(self) -> Plan:
-        """The project's plan, derived once from its cohort and kept; equal steps each round."""
+        """The project's plan, derived once from its cohort and kept: every round trains alike."""
         place = self.place
         kept = place.archive.home / "projects" / f"{place.project.key}.plan.json"
-        return Plan.kept(kept, lambda: self._derive())
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            written = kept.with_suffix(".tmp")
+            written.write_text(json.dumps(self._derive().to_dict(), indent=1))
+            written.replace(kept)
+        return Plan.from_dict(json.loads(kept.read_text()))
 
     def _derive(self) -> Plan:
         place = self.place
@@ -160,18 +169,20 @@ class Round:
         place = self.place
         roles = freeze(place.archive, place.project)
         labels_version = place.archive.labels.version()
-        known = labels.current(place.archive, place.project.key, version=labels_version)
+        known = current(place.archive, place.project.key, version=labels_version)
         used = {uid: revision for uid, revision in known.items() if roles.get(uid) in ("train", "validation")}
-        if not any(roles[uid] == "train" for uid in used):
+        if "train" not in {roles[uid] for uid in used}:
             raise LabelingError("no training series has a label", about=place.project.key, remedy="label one, then train")
         plan = self._plan()
-        cases = [LabelledCase(uid, revision.label_id, roles[uid], revision.states) for uid, revision in sorted(used.items())]
+        cases = [
+            LabelledCase(uid, revision.label_id, roles[uid], dict(revision.states)) for uid, revision in sorted(used.items())
+        ]
         with place.watch("build the dataset") as report:
             dataset = build(place.spark, place.archive, place.project, cases, plan, place.datasets, progress=report)
+        count = sum(roles[uid] == "train" for uid in used)
         job = self._job(dataset.path, plan, list(used.values()), labels_version)
-        with place.watch(f"train {plan.steps} steps") as report:
-            run_id = place.launcher.run(replace(job, progress=report))
-        count = sum(1 for uid in used if roles[uid] == "train")
+        with place.watch(f"train {plan.steps} steps on {count} labels") as report:
+            run_id = self._launch(job, report)
         return {"run_id": run_id, "labels": count, "left_out": [list(case) for case in dataset.left_out]}
 
     def _job(self, dataset: Path, plan: Plan, revisions: Sequence[LabelRevision], labels_version: int) -> TrainJob:
@@ -193,6 +204,20 @@ class Round:
             run_name=f"round {self.number}",
         )
 
+    def _launch(self, job: TrainJob, report: Progress) -> str:
+        """The job's run: one that finished before a kill, one that was killed gone on with, or a new one."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(job.tracking_uri)
+        known = client.get_experiment_by_name(job.experiment)
+        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in job.tags().items() if name != "code_revision")
+        runs = client.search_runs([known.experiment_id], wanted, order_by=["start_time DESC"]) if known else []
+        for run in runs:
+            if run.info.status == "FINISHED":
+                return str(run.info.run_id)
+        stopped = [run.info.run_id for run in runs if run.info.status in ("RUNNING", "KILLED")]
+        return self.place.launcher(report).run(job, resume=stopped[0] if stopped else None)
+
     def _register(self, run_id: str) -> dict[str, Any]:
         place = self.place
         with place.watch("register the model"):
@@ -203,7 +228,7 @@ class Round:
         """Candidate against champion on the holdout, paired by patient."""
         place = self.place
         with place.watch("compare with the champion on the holdout") as report:
-            evidence = evaluate(place.archive, place.project, version, tracking_uri=place.tracking_uri, progress=report)
+            evidence = evaluate(place.archive, place.project, Registry(place.tracking_uri), version, progress=report)
         return {
             "dice": evidence.means.get(version),
             "structures": evidence.structures,
@@ -221,10 +246,10 @@ class Round:
         """Predictive entropy of every series that is still to be labelled, by the champion."""
         place = self.place
         roles = freeze(place.archive, place.project)
-        known = labels.current(place.archive, place.project.key)
+        known = current(place.archive, place.project.key)
         pool = sorted(uid for uid, role in roles.items() if role == "train" and uid not in known)
         with place.watch(f"score {len(pool)} unlabelled series") as report:
             scored = score_pool(
                 place.spark, place.archive, place.project, pool, tracking_uri=place.tracking_uri, progress=report
             )
-        return {"scored": scored}
+        return {"scored": scored.done + scored.already, "failed": [list(failed) for failed in scored.failed]}

@@ -9,8 +9,7 @@ import functools
 import hashlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from catalog._disk import atomic_file
+from catalog._disk import TEMPORARY, atomic_file
 from catalog.archive import Archive
 from catalog.labels import current
 from catalog.objects import listed, rows
 from catalog.progress import Progress
 from catalog.project import Case, Project
 from catalog.schemas import PREDICTIONS, SCORES
-from catalog.table import write_part
+from catalog.table import DeltaTable, write_part
 from catalog.uids import deterministic_uid
 from serving.errors import ServingError
 from serving.registry import Registry
@@ -80,23 +79,17 @@ def batch_infer(
 ) -> BatchReport:
     """Predict with the champion: every series of the cohort without a current label, or those of ``series``.
 
-    Each prediction is a DICOM SEG in the catalog and a row of ``predictions``. What was predicted by this version before is left
+    Each prediction is a DICOM SEG in the catalog and a row of ``predictions``. What this version has predicted before is left
     alone. ServingError where there is no champion or the alias was moved by hand.
     """
     version, job = _champion(archive, project, tracking_uri)
     cases = _chosen(archive, project, series)
-    found = archive.predictions.scan(
-        ("sop_uid",), where=f"project = '{project.key}' AND model_version = '{version}'"
-    ).read_all()
-    before = set(found["sop_uid"].to_pylist())
+    where = f"project = '{project.key}' AND model_version = '{version}'"
+    before = set(archive.predictions.scan(("sop_uid",), where=where).read_all()["sop_uid"].to_pylist())
     todo = [case for case in cases if _sop_uid(project.key, case.series_uid, project.model, version) not in before]
-    failed = []
-    for start in range(0, len(todo), WAVE):
-        step = functools.partial(_step, progress, start, len(todo))
-        good, bad = _spread(spark, functools.partial(_predict, job), todo[start : start + WAVE], step)
-        _commit_predictions(archive, good)
-        failed += bad
-    return BatchReport(project.model, version, len(todo) - len(failed), len(cases) - len(todo), tuple(failed))
+    commit = functools.partial(_commit_predictions, archive)
+    failed = _waves(spark, todo, functools.partial(_predict, job), commit, progress)
+    return BatchReport(project.model, version, len(todo) - len(failed), len(cases) - len(todo), failed)
 
 
 def score_pool(
@@ -109,23 +102,21 @@ def score_pool(
     version: str | None = None,
     progress: Progress | None = None,
 ) -> BatchReport:
-    """Append the mean predictive entropy (nats) of ``series``, by default the unlabelled ones, to ``scores``; nothing is served by
-    it, so any ``version`` may score, by default the champion."""
+    """Append the mean predictive entropy (nats) of ``series``, by default the unlabelled ones, to ``scores``. Nothing is served
+    by it, so any ``version`` may score, by default the champion."""
     version, job = _champion(archive, project, tracking_uri, version)
     cases = _chosen(archive, project, series)
     where = f"project = '{project.key}' AND model_version = '{version}' AND kind = '{ENTROPY}'"
     before = set(archive.scores.scan(("series_uid",), where=where).read_all()["series_uid"].to_pylist())
     todo = [case for case in cases if case.series_uid not in before]
-    failed = []
-    for start in range(0, len(todo), WAVE):
-        step = functools.partial(_step, progress, start, len(todo))
-        good, bad = _spread(spark, functools.partial(_score, job), todo[start : start + WAVE], step)
-        key = {"project": project.key, "model_version": version, "kind": ENTROPY, "created_at": datetime.now(UTC)}
-        _append(
-            archive.scores, [{**key, **row} for row in good], SCORES, "score_pool", ("project", "series_uid", "model_version")
-        )
-        failed += bad
-    return BatchReport(project.model, version, len(todo) - len(failed), len(cases) - len(todo), tuple(failed))
+    key = {"project": project.key, "model_version": version, "kind": ENTROPY}
+
+    def commit(good: Sequence[dict[str, Any]]) -> None:
+        now = datetime.now(UTC)
+        _append(archive.scores, [{**key, **row, "created_at": now} for row in good], SCORES, ("series_uid", "model_version"))
+
+    failed = _waves(spark, todo, functools.partial(_score, job), commit, progress)
+    return BatchReport(project.model, version, len(todo) - len(failed), len(cases) - len(todo), failed)
 
 
 def _champion(archive: Archive, project: Project, tracking_uri: str, version: str | None = None) -> tuple[str, _Job]:
@@ -154,18 +145,31 @@ def _sop_uid(project: str, series_uid: str, model: str, version: str) -> str:
     return deterministic_uid("prediction", project, series_uid, model, version)
 
 
-def _spread(
+def _waves(
     spark: "SparkSession",
+    todo: Sequence[Case],
     work: Callable[[str], dict[str, Any]],
-    cases: Sequence[Case],
-    step: Callable[[int], None],
-) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Run ``work`` on each case's series, a task each; the results, and (series, reason) where it failed."""
+    commit: Callable[[Sequence[dict[str, Any]]], None],
+    progress: Progress | None,
+) -> tuple[tuple[str, str], ...]:
+    """Run ``work`` on each case's series, a task each, and commit wave by wave; (series, reason) where it failed."""
+    failed: list[tuple[str, str]] = []
+    for start in range(0, len(todo), WAVE):
+        uids = [case.series_uid for case in todo[start : start + WAVE]]
+        report = functools.partial(_report, progress, start, len(todo))
+        results = _spread(spark, work, uids, report)
+        commit([row for _, row, _ in results if row is not None])
+        failed += [(uid, reason) for uid, row, reason in results if row is None]
+        report(len(uids))
+    return tuple(failed)
+
+
+def _spread(
+    spark: "SparkSession", work: Callable[[str], dict[str, Any]], uids: Sequence[str], report: Callable[[int], None]
+) -> list[tuple[str, Any, str]]:
     context = spark.sparkContext
-    finished, group = context.accumulator(0), f"voxloop {id(cases)}"
-    tasks = context.parallelize([case.series_uid for case in cases], len(cases)).mapPartitions(
-        functools.partial(_each, work, finished)
-    )
+    finished, group = context.accumulator(0), f"voxloop {uuid.uuid4()}"
+    tasks = context.parallelize(uids, len(uids)).mapPartitions(functools.partial(_each, work, finished))
 
     def collect() -> list[tuple[str, Any, str]]:
         context.setJobGroup(group, "predict", interruptOnCancel=True)
@@ -174,17 +178,12 @@ def _spread(
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(collect)
         try:
-            while True:
-                try:
-                    results = running.result(timeout=0.2)
-                    break
-                except NotYet:
-                    step(int(finished.value))
+            while not wait([running], timeout=0.2).done:
+                report(int(finished.value))
         except BaseException:
             context.cancelJobGroup(group)
             raise
-    step(len(cases))
-    return [row for _, row, _ in results if row is not None], [(uid, reason) for uid, row, reason in results if row is None]
+        return running.result()
 
 
 def _each(work: Callable[[str], dict[str, Any]], finished: Any, uids: Iterable[str]) -> Iterator[tuple[str, Any, str]]:
@@ -222,6 +221,8 @@ def _predict(job: _Job, uid: str) -> dict[str, Any]:
     row, seg = segmentation(served, found, archive.sources(uid), project=job.project, sop_uid=sop_uid)
     root = archive.home / "volume"
     path = root / FOLDER / str(seg.StudyInstanceUID) / str(seg.SeriesInstanceUID) / f"{sop_uid}.dcm"
+    for left in path.parent.glob(f"{TEMPORARY}*{path.name}"):  # by a worker that was killed
+        left.unlink(missing_ok=True)
     with atomic_file(path) as file:
         seg.save_as(file, enforce_file_format=True)
     return {**row, "object": rows([listed(path)], root)}
@@ -236,24 +237,23 @@ def _score(job: _Job, uid: str) -> dict[str, Any]:
 
 def _commit_predictions(archive: Archive, good: Sequence[dict[str, Any]]) -> None:
     """First the files, then what is said of them: a row of ``predictions`` always has its SEG."""
-    if not good:
-        return
-    part = write_part(pa.concat_tables([row["object"] for row in good]), archive.objects.path)
-    archive.objects.commit([part], writer=f"batch_infer/{uuid.uuid4()}", batch=0)
+    if good:
+        part = write_part(pa.concat_tables([row["object"] for row in good]), archive.objects.path)
+        archive.objects.commit([part], writer=f"batch_infer/{uuid.uuid4()}", batch=0)
     now = datetime.now(UTC)
     told = [{**row, "volumes_ml": list(row["volumes_ml"].items()), "created_at": now} for row in good]
-    _append(archive.predictions, told, PREDICTIONS, "batch_infer", ("sop_uid",))
+    _append(archive.predictions, told, PREDICTIONS, ("sop_uid",))
 
 
-def _append(table: Any, told: Sequence[dict[str, Any]], schema: pa.Schema, work: str, key: Sequence[str]) -> None:
-    """Add rows under a name that follows from their keys: the same rows again add nothing."""
+def _append(table: DeltaTable, told: Sequence[dict[str, Any]], schema: pa.Schema, key: Sequence[str]) -> None:
+    """Add rows in a name that follows from their keys: the same rows again add nothing."""
     if told:
-        keys = sorted("/".join(row[name] for name in key) for row in told)
-        writer = f"{work}/{hashlib.sha256(chr(0).join(keys).encode()).hexdigest()}"
-        listed_rows = [{name: row[name] for name in schema.names} for row in told]
-        table.append(pa.Table.from_pylist(listed_rows, schema=schema), writer=writer, batch=0)
+        keys = sorted("/".join(row[name] for name in ("project", *key)) for row in told)
+        writer = f"batch/{hashlib.sha256(chr(0).join(keys).encode()).hexdigest()}"
+        chosen = [{name: row[name] for name in schema.names} for row in told]
+        table.append(pa.Table.from_pylist(chosen, schema=schema), writer=writer, batch=0)
 
 
-def _step(progress: Progress | None, start: int, total: int, done: int) -> None:
+def _report(progress: Progress | None, start: int, total: int, done: int) -> None:
     if progress:
         progress(start + done, total)

@@ -11,15 +11,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
-
-import mlflow
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from serving.errors import ServingError
-from serving.model import VoxloopModel
 from serving.registry import ALIAS, Registry
 from serving.request import answer
+
+if TYPE_CHECKING:
+    from serving.model import VoxloopModel
 
 __all__ = ["HotModel", "serve"]
 
@@ -44,8 +43,10 @@ class HotModel:
         self._loaded = self._load(version)
         self.metadata = self._loaded.metadata
 
-    def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    def predict(self, data: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Answer a table of items; columns that the schema does not know reach the model, which refuses them by name."""
+        import pandas as pd
+
         model: VoxloopModel = self._loaded.unwrap_python_model()
         if (refusal := self._refusal) is not None:
             origin = model.served.origin
@@ -79,18 +80,14 @@ class HotModel:
                 _log.exception("the champion of %s cannot be loaded; version %s goes on", self._model, self.version)
 
     def _load(self, version: str) -> Any:
-        if self._registry.evidence(self._model, version) is None:
-            raise ServingError("has no evidence", about=f"{self._model} version {version}", remedy="run the gate on it")
+        from mlflow.pyfunc import load_model
+
         folder = self._registry.fetch(self._model, version, self._home / "models")
         path = list(sys.path)
         try:
-            return mlflow.pyfunc.load_model(
-                str(folder), model_config={"home": str(self._home), "index_url": self._index_url or ""}
-            )
+            return load_model(str(folder), model_config={"home": str(self._home), "index_url": self._index_url or ""})
         finally:
-            sys.path[:] = (
-                path  # MLflow puts the model's code first; here the installed rooms answer, and the path must not grow
-            )
+            sys.path[:] = path  # MLflow puts each model's code first; the installed rooms answer, and the path must not grow
 
 
 def serve(
@@ -101,14 +98,13 @@ def serve(
     /ping answers once the model is loaded. ``wait`` is how many seconds to wait for a first champion. ServingError where the
     port is taken, there is no champion, or the alias was moved by hand.
     """
-    import uvicorn
-    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
-    from mlflow.pyfunc import scoring_server
-
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(1)  # the next look is the retry
-    MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.set(REQUEST_TIMEOUT)
-    mlflow.set_tracking_uri(tracking_uri)
     with _bound(port) as listening:
+        import uvicorn
+        from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
+        from mlflow.pyfunc import scoring_server
+
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(1)  # the next look is the retry
+        MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.set(REQUEST_TIMEOUT)
         registry, deadline = Registry(tracking_uri), time.monotonic() + wait
         while registry.champion(model) is None and time.monotonic() < deadline:
             time.sleep(LOOK_EVERY)

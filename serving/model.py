@@ -158,14 +158,14 @@ class VoxloopModel(PythonModel):  # type: ignore[misc]
 
     def predict(
         self,
-        context: Any,  # noqa: ARG002
+        context: Any,
         model_input: pd.DataFrame,
-        params: dict[str, Any] | None = None,  # noqa: ARG002
+        params: dict[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
         """A DataFrame with columns reference, prompts, outputs → a list of answers. One bad item never spoils the others."""
         return [self._answer(row) for row in model_input.to_dict("records")]
 
-    def _answer(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _answer(self, row: Mapping[Any, Any]) -> dict[str, Any]:
         named = {"model": self.served.origin.model_name, "version": self.served.origin.model_version}
         try:
             return answer(self._result(parse(row)), None, **named)

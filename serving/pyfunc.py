@@ -4,4 +4,6 @@ from mlflow.models import set_model
 
 from serving.model import VoxloopModel
 
+__all__: list[str] = []
+
 set_model(VoxloopModel())

@@ -33,8 +33,8 @@ _NOT_DIGESTED = ("receipt", "created_at")
 
 @dataclass(frozen=True)
 class Receipt:
-    """The way back from one prediction. ``row`` is its row of ``predictions``, ``labels`` are the label revisions that the model
-    learned from (label_id, series_uid, author, role, created_at), ``checks`` say "ok" or what is wrong."""
+    """The way back from one prediction. ``row`` is its row of ``predictions``, ``labels`` are the label revisions that the
+    model learned from (label_id, series_uid, author, role, created_at), ``checks`` say "ok" or what is wrong."""
 
     row: dict[str, Any]
     labels: tuple[dict[str, Any], ...]
@@ -97,7 +97,7 @@ def segmentation(
     uids = sorted(str(source.SOPInstanceUID) for source in sources)
     sha = mask_sha256(found.mask.array, served.label_set)
     series = str(first.SeriesInstanceUID)
-    row = {
+    row: dict[str, Any] = {
         "sop_uid": sop_uid or deterministic_uid("answer", series, origin.run_id, sha),
         "project": project,
         "series_uid": series,
@@ -185,7 +185,7 @@ def _check_mask(archive: "Archive", row: Mapping[str, Any]) -> str:
 
     stored = dcmread(_stored(archive, row).path)
     labels = _numbered(stored)
-    mask = seg.decode(stored, archive.volume(row["series_uid"]), labels)
+    mask = seg.decode(stored, archive.geometry(row["series_uid"]), labels)
     return "ok" if mask_sha256(mask.array, labels) == row["mask_sha256"] else "the DICOM SEG holds another mask"
 
 

@@ -59,8 +59,8 @@ class Registry:
 
     @_said
     def register(self, run_id: str, *, model: str, home: str | Path = "", index_url: str | None = None) -> str:
-        """The version of ``model`` made from a finished run: our pyfunc with the run's weights, plan and label set. The same run
-        gives the same version. ``home`` and ``index_url`` are where a served version looks up a series unless told otherwise."""
+        """The version of ``model`` made from a finished run: our pyfunc with the run's weights, plan and label set; the same
+        run gives the same version. ``home`` and ``index_url`` say where it looks up a series unless told otherwise."""
         from serving.model import log_model
 
         found = self._client.search_model_versions(f"name='{model}'")
@@ -72,7 +72,9 @@ class Registry:
             raise ServingError(f"the run is {run.info.status}", about=f"run {run_id}", remedy="register a run that finished")
         logged = log_model(self.tracking_uri, run, home=str(home), index_url=index_url or "")
         self._ensure(model)
-        return str(self._client.create_model_version(model, f"models:/{logged}", run_id, model_id=logged, await_creation_for=0).version)
+        return str(
+            self._client.create_model_version(model, f"models:/{logged}", run_id, model_id=logged, await_creation_for=0).version
+        )
 
     @_said
     def champion(self, model: str) -> str | None:

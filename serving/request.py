@@ -2,7 +2,7 @@
 
 A request is a list of items (``dataframe_records`` of MLflow's scoring protocol)::
 
-    {"dataframe_records": [{"reference": {"series": "1.2.3"}, "prompts": {"classes": ["liver"]}, "outputs": ["seg", "volumes"]}]}
+    {"dataframe_records": [{"reference": {"series": "1.2.3"}, "prompts": {"classes": ["liver"]}, "outputs": ["volumes"]}]}
 
 and each item is answered on its own by ``{"result": {...} | null, "error": {...} | null, "model": name, "version": "3"}``. The
 schema is complete; what the server cannot do yet is refused by its name, for that item only.
@@ -76,7 +76,7 @@ class Item(_Strict):
     outputs: list[Output] = Field(default=["volumes"], min_length=1)
 
 
-def parse(row: Mapping[str, Any]) -> Item:
+def parse(row: Mapping[Any, Any]) -> Item:
     """One item of a request; fields that are null or NaN (a table's gaps) count as not given. ServingError for a field or value
     that the schema does not have, and for what is in the schema but not built yet."""
     given = {str(k): v for k, v in row.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
@@ -108,9 +108,8 @@ def _unbuilt(what: str, instead: str) -> ServingError:
 def _say(error: Any) -> str:
     path = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
-        owner: type[BaseModel] = {"reference": Reference, "prompts": PromptFields}.get(path[0], Item) if path[1:] else Item
-        if "points" in path[:-1]:
-            owner = Point
+        inner: dict[str, Any] = {"reference": Reference, "prompts": PromptFields} if path[1:] else {}
+        owner = Point if "points" in path[:-1] else inner.get(path[0], Item)
         return f"{'.'.join(path)} is not supported; supported: {', '.join(owner.model_fields)}"
     if error["type"] == "literal_error":
         return f"{'.'.join(path)}: {error['input']!r} is not supported; supported: {', '.join(OUTPUTS)}"

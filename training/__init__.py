@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING, Any
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
+    from training.launch import FakeLauncher, Launcher, LocalLauncher, TrainJob
     from training.metrics import dice_by_structure, mean_dice
     from training.predictor import NetPredictor, Prediction, Predictor, Prompts, ThresholdPredictor
     from training.run import LoadedRun, load_run
 
 __all__ = [
+    "FakeLauncher",
+    "Launcher",
     "LoadedRun",
+    "LocalLauncher",
     "NetPredictor",
     "Prediction",
     "Predictor",
     "Prompts",
     "ThresholdPredictor",
+    "TrainJob",
     "TrainingError",
     "dice_by_structure",
     "load_run",
@@ -27,6 +32,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "training.launch": ("FakeLauncher", "Launcher", "LocalLauncher", "TrainJob"),
     "training.metrics": ("dice_by_structure", "mean_dice"),
     "training.predictor": ("NetPredictor", "Prediction", "Predictor", "Prompts", "ThresholdPredictor"),
     "training.run": ("LoadedRun", "load_run"),

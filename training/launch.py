@@ -100,7 +100,7 @@ class FakeLauncher:
         return log.run_id
 
 
-class _Reporter(pl.Callback):
+class _Reporter(pl.Callback):  # type: ignore[misc]
     """Progress by step; metrics and a checkpoint by epoch."""
 
     def __init__(self, log: RunLog, progress: Progress | None) -> None:
@@ -113,6 +113,8 @@ class _Reporter(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._log.metrics(values, trainer.global_step)
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:  # a checkpoint of on_train_epoch_end resumes to nothing
         if trainer.global_step < trainer.max_steps:
             path = Path(trainer.default_root_dir) / CHECKPOINT
             trainer.save_checkpoint(path)

@@ -16,7 +16,7 @@ WARM_UP = 0.1  # of the steps until the learning rate is reached
 SMOOTH = 1.0  # voxels added above and below in the soft Dice: an empty structure that is predicted empty costs nothing
 
 
-class SegmentationModule(pl.LightningModule):
+class SegmentationModule(pl.LightningModule):  # type: ignore[misc]
     """Trains the plan's network on batches of VolumeDataModule; logs ``train_loss``, ``val_dice``, ``val_dice_<structure>``."""
 
     def __init__(self, plan: Plan) -> None:

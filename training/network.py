@@ -32,4 +32,5 @@ def device() -> torch.device:
 
 def autocast(on: torch.device) -> AbstractContextManager[object]:
     """bf16 on a GPU; a CPU keeps float32."""
-    return torch.autocast(on.type, dtype=torch.bfloat16, enabled=on.type == "cuda")
+    context: AbstractContextManager[object] = torch.autocast(on.type, dtype=torch.bfloat16, enabled=on.type == "cuda")
+    return context

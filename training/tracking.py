@@ -1,9 +1,11 @@
 """What a training writes to MLflow, through one client and without MLflow's process-wide state."""
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +96,8 @@ class RunLog:
 
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.run_id, status)
+        with redirect_stdout(sys.stderr):  # MLflow prints the run's address
+            self.client.set_terminated(self.run_id, status)
 
 
 def _experiment(client: MlflowClient, name: str) -> str:

@@ -36,7 +36,10 @@ P = ParamSpec("P")
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """A user's mistake or a full disk becomes one line and status 1, Ctrl-C one line and status 130."""
+    """A user's mistake or a full disk becomes one line and status 1, Ctrl-C one line and status 130.
+
+    Any other exception is a bug, and shows its traceback.
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -52,14 +55,15 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
                 raise
             console.error(f"{problem.filename or 'the disk'}: {problem.strerror} (make room or choose another --home)")
         else:
-            return
+            _leave(0)
         _leave(1)
 
     return run
 
 
 def _leave(status: int) -> NoReturn:
-    """End now: threads that still compute are not waited for, servers end with this process (voxloop.child)."""
+    """End now: no thread that still computes is waited for, no library's farewell is printed; servers were stopped, or end
+    with this process (voxloop.child)."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -67,10 +71,10 @@ def _leave(status: int) -> NoReturn:
 
 @contextmanager
 def _spark(settings: Settings) -> "Iterator[SparkSession]":
-    from voxloop.spark import session
+    from voxloop.spark import start
 
     with console.stage("start Spark"):
-        spark = session(master=settings.spark_master, scratch=settings.home / "spark", memory=settings.spark_memory)
+        spark = start(settings)
     try:
         yield spark
     finally:
@@ -167,10 +171,10 @@ def receipt(
     json: JsonOption = False,
 ) -> None:
     """Print the way from a prediction back to the label revisions and the images it came from, and check it."""
-    from serving import Receipt
+    from serving import receipt as follow
 
-    found = Receipt.read(_archive(read(home)), uid)
-    console.note(found.text())
+    found = follow(_archive(read(home)), uid)
+    console.plain(str(found))
     if json:
         console.emit(found.as_json())
     if not found.ok:
@@ -190,7 +194,7 @@ def batch_infer(project: ProjectArgument, home: HomeOption = None, json: JsonOpt
         done = predict(spark, archive, loaded, tracking_uri=uri, progress=report)
     for series, reason in done.failed:
         console.note(f"not predicted: {series}: {reason}")
-    console.note(f"{done.predicted} predicted, {done.unchanged} were there already, {len(done.failed)} failed")
+    console.note(f"{done.done} predicted, {done.already} were there already, {len(done.failed)} failed")
     if json:
         console.emit(done.as_json())
     if done.failed:
@@ -285,4 +289,5 @@ def main() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupted)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     app()

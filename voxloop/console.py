@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from catalog.progress import Progress as Report
 
-__all__ = ["emit", "error", "note", "stage", "table"]
+__all__ = ["emit", "error", "note", "plain", "stage", "table"]
 
 _screen = Console(stderr=True, highlight=False)
 
@@ -20,6 +20,11 @@ _screen = Console(stderr=True, highlight=False)
 def note(text: str) -> None:
     """One line for the person who watches."""
     _screen.print(text)
+
+
+def plain(text: str) -> None:
+    """Text for the person who watches, as it is."""
+    print(text, file=sys.stderr)
 
 
 def error(text: str) -> None:

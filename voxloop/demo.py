@@ -15,12 +15,13 @@ from rich.table import Table
 from catalog import Archive, LabelSet, Project, import_nifti, ingest
 from experiments import synthetic
 from labeling import Jobs, Round, SimulatedReader, Workplace, in_background
-from serving import Receipt, batch_infer
+from serving import batch_infer, receipt
 from training import LocalLauncher
 from voxloop import console
 from voxloop.endpoint import ask, endpoint
 from voxloop.revision import code_revision
 from voxloop.settings import Settings
+from voxloop.spark import start
 from voxloop.tracking import tracking_server
 
 if TYPE_CHECKING:
@@ -68,9 +69,7 @@ def play(settings: Settings, *, cohort: Path | None, rounds: int) -> dict[str, A
     with ExitStack() as stack:
         served = in_background(lambda: stack.enter_context(tracking_server(settings)))
         with console.stage("start Spark and MLflow"):
-            from voxloop.spark import session
-
-            spark = session(master=settings.spark_master, scratch=settings.home / "spark", memory=settings.spark_memory)
+            spark = start(settings)
             stack.callback(spark.stop)
             uri = served()
         clock.lap("start")
@@ -85,7 +84,7 @@ def play(settings: Settings, *, cohort: Path | None, rounds: int) -> dict[str, A
             project=project,
             tracking_uri=uri,
             reader=SimulatedReader(archive, project.label_set, files.truth),
-            launcher=LocalLauncher(),
+            launcher=lambda report: LocalLauncher(progress=report),
             code_revision=code_revision(),
             watch=console.stage,
         )
@@ -187,7 +186,7 @@ def _predict(place: Workplace, spark: "SparkSession", clock: Clock) -> dict[str,
         uids = stored["sop_uid"].to_pylist()
         ok = bool(uids)
         for i, uid in enumerate(uids, start=1):
-            ok = Receipt.read(place.archive, uid).ok and ok
+            ok = receipt(place.archive, uid).ok and ok
             report(i, len(uids))
     clock.lap("predict")
     return {"predictions": len(uids), "receipt_ok": ok}

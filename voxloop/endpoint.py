@@ -72,7 +72,6 @@ def main() -> None:
         tracking_uri=options.tracking_uri,
         home=options.home,
         index_url=options.index_url or None,
-        host=LOOPBACK,
         port=options.port,
     )
 

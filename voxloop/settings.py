@@ -15,14 +15,14 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="VOXLOOP_", extra="ignore")
 
-    home: Path = Field(Path(".voxloop"), description="the folder that holds all state")
-    spark_master: str = Field("local[*]", description="Spark master URL; local[*] uses this machine's cores")
-    spark_memory: str = Field("3g", description="the Spark driver's heap")
-    tracking_uri: str = Field("", description="an MLflow server's URL; empty: one of our own on HOME/mlflow")
-    index_url: str = Field("", description="the query index as an SQLAlchemy URL; empty: HOME/index.db")
-    state_url: str = Field("", description="the rounds' durable state as an SQLAlchemy URL; empty: HOME/state.db")
-    mlflow_port: int = Field(5000, ge=0, le=65535, description="`voxloop up`: MLflow's port; 0 takes a free one")
-    endpoint_port: int = Field(5001, ge=0, le=65535, description="`voxloop up`: the endpoint's port; 0 takes a free one")
+    home: Path = Field(default=Path(".voxloop"), description="the folder that holds all state")
+    spark_master: str = Field(default="local[*]", description="Spark master URL; local[*] uses this machine's cores")
+    spark_memory: str = Field(default="3g", description="the Spark driver's heap")
+    tracking_uri: str = Field(default="", description="an MLflow server's URL; empty: one of our own on HOME/mlflow")
+    index_url: str = Field(default="", description="the query index as an SQLAlchemy URL; empty: HOME/index.db")
+    state_url: str = Field(default="", description="the rounds' durable state as an SQLAlchemy URL; empty: HOME/state.db")
+    mlflow_port: int = Field(default=5000, ge=0, le=65535, description="`voxloop up`: MLflow's port; 0 takes a free one")
+    endpoint_port: int = Field(default=5001, ge=0, le=65535, description="the same for the endpoint")
 
 
 def read(home: Path | None = None) -> Settings:

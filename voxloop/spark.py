@@ -2,19 +2,33 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkRuntimeError
 from pyspark.sql import SparkSession
 
+from voxloop.errors import FrontDoorError
 from voxloop.java import java_home
+from voxloop.settings import Settings
 
-__all__ = ["session"]
+__all__ = ["session", "start"]
 
 
-def session(*, master: str = "local[*]", scratch: Path, memory: str = "3g") -> SparkSession:
+def start(settings: Settings) -> SparkSession:
+    """The session that the settings describe; its files are under HOME/spark, its log is HOME/logs/spark.log."""
+    home = settings.home
+    log = home / "logs" / "spark.log"
+    return session(master=settings.spark_master, scratch=home / "spark", memory=settings.spark_memory, log=log)
+
+
+def session(*, master: str = "local[*]", scratch: Path, memory: str = "3g", log: Path | None = None) -> SparkSession:
     """Start Spark, or return the one that this process has.
 
-    ``master`` is a Spark master URL, ``scratch`` a folder for shuffle files and ``memory`` the driver's heap.
+    ``master`` is a Spark master URL, ``scratch`` a folder for shuffle files and ``memory`` the driver's heap;
+    what Spark and its workers say goes to ``log``.
     Python workers are forked from a daemon that has imported torch once (``voxloop.spark_daemon``), so that a job
     that predicts does not pay for the import in each worker.
     """
@@ -38,6 +52,29 @@ def session(*, master: str = "local[*]", scratch: Path, memory: str = "3g") -> S
         "spark.log.level": "ERROR",
     }.items():
         builder = builder.config(key, value)
-    started: SparkSession = builder.getOrCreate()
-    started.sparkContext.setLogLevel("ERROR")
+    with _saying_to(log or scratch / "spark.log"):
+        started: SparkSession = builder.getOrCreate()
+        started.sparkContext.setLogLevel("ERROR")
     return started
+
+
+@contextmanager
+def _saying_to(log: Path) -> Iterator[None]:
+    """Give what is started inside the ``with`` the file ``log`` as its standard error, for as long as it lives.
+
+    Raises FrontDoorError, which names the log, where Spark does not start.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with log.open("ab") as sink:
+        os.dup2(sink.fileno(), 2)
+    try:
+        yield
+    except (PySparkRuntimeError, Py4JError, OSError) as problem:
+        said = str(problem).splitlines()[0]
+        raise FrontDoorError(f"Spark did not start: {said}", about=str(log), remedy="is Java 17 or newer usable?") from problem
+    finally:
+        sys.stderr.flush()
+        os.dup2(screen, 2)
+        os.close(screen)

@@ -39,7 +39,7 @@ COHORT = "SELECT SeriesInstanceUID, StudyInstanceUID, PatientID FROM series WHER
 
 @dataclass(frozen=True)
 class World:
-    """``trained`` and ``untrained`` are finished runs; ``series`` are in the order of the patients, the last ones unlabelled."""
+    """``trained`` and ``untrained`` are finished runs; ``series`` begins with the holdout and ends with the unlabelled."""
 
     archive: Archive
     project: Project

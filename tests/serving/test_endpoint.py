@@ -78,7 +78,7 @@ def port(world: Any) -> Iterator[int]:
     until(ready, seconds=120)
     yield number
     process.send_signal(signal.SIGTERM)
-    process.wait(30)
+    process.communicate(timeout=30)
 
 
 def test_each_item_is_answered_on_its_own(world: Any, port: int) -> None:
@@ -97,7 +97,9 @@ def test_each_item_is_answered_on_its_own(world: Any, port: int) -> None:
     assert [a["error"] is None for a in answers] == [True, False, False, False, False, False, True]
     assert answers[0]["result"]["volumes"].keys() == {"ball"}
     said = [a["error"]["message"] for a in answers[1:6]]
-    for message, words in zip(said, ["no such series", "spleen", "upload is not built yet", "colour", "reference"], strict=True):
+    for message, words in zip(
+        said, ["no such series", "spleen", "upload is not built yet", "colour", "reference"], strict=True
+    ):
         assert words in message
     assert 0 < answers[6]["result"]["uncertainty"]["mean_entropy"] < 1
 

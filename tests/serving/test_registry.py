@@ -28,7 +28,9 @@ def test_the_logged_model_carries_the_rooms_and_its_run(world: Any) -> None:
     folder = world.registry.fetch("once", world.registry.register(world.trained, model="once"), world.archive.home / "models")
     assert sorted(path.name for path in (folder / "code").iterdir()) == ["catalog", "datamodules", "serving", "training"]
     assert not list(folder.rglob("__pycache__"))
-    assert {"plan.json", "label_set.json", "label_ids.json", "weights.pt"} <= {p.name for p in (folder / "artifacts/run").iterdir()}
+    assert {"plan.json", "label_set.json", "label_ids.json", "weights.pt"} <= {
+        p.name for p in (folder / "artifacts/run").iterdir()
+    }
 
 
 def test_a_run_that_did_not_finish_is_refused(world: Any) -> None:

@@ -1,0 +1,129 @@
+"""Batch inference and scoring on real Spark, and the receipts of what it made."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pytest
+
+from catalog import seg
+from serving.batch import batch_infer, score_pool
+from serving.errors import ServingError
+from serving.gate import evaluate
+from serving.receipt import digest, receipt
+from serving.registry import ALIAS
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.slow
+
+MODEL = "batch"
+
+
+@pytest.fixture(scope="module")
+def project(world: Any) -> Any:
+    """The world's project, with a champion."""
+    project = replace(world.project, model=MODEL)
+    version = world.registry.register(world.trained, model=MODEL)
+    world.registry.promote(MODEL, version, evaluate(world.archive, project, world.registry, version))
+    return project
+
+
+def rows(world: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = world.archive.predictions.scan(("sop_uid", "series_uid", "created_at")).read_all().to_pylist()
+    return sorted(found, key=lambda row: row["sop_uid"])
+
+
+def test_every_unlabelled_series_is_predicted_once(spark: "SparkSession", world: Any, project: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    uri = world.registry.tracking_uri
+    report = batch_infer(spark, world.archive, project, tracking_uri=uri, progress=lambda *step: seen.append(step))
+    assert (report.version, report.done, report.already, report.failed) == ("1", 2, 0, ())
+    assert seen[-1] == (2, 2)
+    made = rows(world)
+    assert {row["series_uid"] for row in made} == set(world.series[-2:])
+    objects = world.archive.objects.version()
+    again = batch_infer(spark, world.archive, project, tracking_uri=uri)
+    assert (again.done, again.already) == (0, 2)
+    assert rows(world) == made
+    assert world.archive.objects.version() == objects
+    for row in made:
+        [path] = world.archive.series_files(seg_series(world, row["sop_uid"]))
+        mask = seg.decode(path, world.archive.volume(row["series_uid"]), project.label_set).array
+        assert set(mask.ravel().tolist()) <= {0, 3}
+
+
+def seg_series(world: Any, sop_uid: str) -> str:
+    world.archive.index.follow(world.archive.objects)
+    return str(world.archive.index.instance(sop_uid).series_uid)
+
+
+def test_series_can_be_named_and_failures_are_listed(spark: "SparkSession", world: Any, project: Any) -> None:
+    uri, broken = world.registry.tracking_uri, world.series[1]
+    path = world.archive.series_files(broken)[3]
+    content = path.read_bytes()
+    path.unlink()
+    try:
+        report = batch_infer(spark, world.archive, project, tracking_uri=uri, series=world.series[:2])
+    finally:
+        path.write_bytes(content)
+    assert report.done == 1
+    [(series, reason)] = report.failed
+    assert series == broken
+    assert path.name in reason
+    with pytest.raises(ServingError, match="not in the project's cohort"):
+        batch_infer(spark, world.archive, project, tracking_uri=uri, series=["1.2.3"])
+
+
+def test_a_receipt_leads_back_to_the_labels_and_readers(world: Any, project: Any) -> None:
+    sop_uid = rows(world)[0]["sop_uid"]
+    found = receipt(world.archive, sop_uid)
+    assert found.ok, found.checks
+    told = found.as_json()
+    assert told["ok"] is True
+    assert (told["model_name"], told["model_version"], told["run_id"]) == (MODEL, "1", world.trained)
+    assert told["readers"] == ["ada"]
+    assert len(told["labels"]) == len(told["label_ids"]) == 7
+    assert digest(found.row) == told["receipt"]
+    assert all(word in str(found) for word in ("receipt ok", world.trained, "ada", told["mask_sha256"]))
+    with pytest.raises(ServingError, match="no such prediction"):
+        receipt(world.archive, "1.2.3")
+
+
+@pytest.mark.parametrize(("what", "check"), [("pixels", "mask"), ("header", "seg")])
+def test_a_changed_byte_of_the_segmentation_is_found(world: Any, project: Any, what: str, check: str) -> None:
+    sop_uid = rows(world)[0]["sop_uid"]
+    path = Path(world.archive.index.instance(sop_uid).path)
+    content = path.read_bytes()
+    at = len(content) - 40 if what == "pixels" else content.index(b"Voxloop")
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    try:
+        found = receipt(world.archive, sop_uid)
+    finally:
+        path.write_bytes(content)
+    assert not found.ok
+    assert found.checks[check] != "ok"
+    assert receipt(world.archive, sop_uid).ok
+
+
+def test_the_pool_is_scored_by_entropy_once(spark: "SparkSession", world: Any, project: Any) -> None:
+    uri = world.registry.tracking_uri
+    report = score_pool(spark, world.archive, project, tracking_uri=uri)
+    assert (report.done, report.failed) == (2, ())
+    assert score_pool(spark, world.archive, project, world.series[-2:], tracking_uri=uri).already == 2
+    found = world.archive.scores.scan(("project", "series_uid", "model_version", "kind", "value")).read_all().to_pylist()
+    assert {row["series_uid"] for row in found} == set(world.series[-2:])
+    assert len(found) == 2
+    assert all(row["kind"] == "entropy" and 0 < row["value"] < 1 for row in found)
+
+
+def test_an_alias_moved_by_hand_is_refused(spark: "SparkSession", world: Any) -> None:
+    project = replace(world.project, model="batch-by-hand")
+    with pytest.raises(ServingError, match="no champion yet"):
+        batch_infer(spark, world.archive, project, tracking_uri=world.registry.tracking_uri)
+    version = world.registry.register(world.untrained, model=project.model)
+    mlflow.MlflowClient(world.registry.tracking_uri).set_registered_model_alias(project.model, ALIAS, version)
+    with pytest.raises(ServingError, match="moved by hand"):
+        batch_infer(spark, world.archive, project, tracking_uri=world.registry.tracking_uri)
