@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import highdicom as hd
     from pydicom import Dataset
 
-__all__ = ["FileVolumes", "VolumeSource", "arranged", "read_series"]
+__all__ = ["FileVolumes", "VolumeSource", "arranged", "in_slice_order", "read_series"]
 
 
 class VolumeSource(Protocol):
@@ -111,6 +111,11 @@ def arranged(headers: Sequence["Dataset"], *, about: str) -> "tuple[list[Dataset
     except (AttributeError, ValueError, TypeError) as problem:
         raise CatalogError(f"not one regular volume: {_line(problem)}", about=about) from problem
     return ordered, grid
+
+
+def in_slice_order(headers: Sequence["Dataset"], *, about: str) -> "list[Dataset]":
+    """Single-frame ``headers`` in the order of the slices of ``read_series``."""
+    return arranged(headers, about=about)[0]
 
 
 def _plain(dataset: "Dataset") -> bool:
