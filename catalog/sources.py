@@ -114,8 +114,8 @@ def arranged(headers: Sequence["Dataset"], *, about: str) -> "tuple[list[Dataset
 
 
 def in_slice_order(headers: Sequence["Dataset"], *, about: str) -> "list[Dataset]":
-    """Single-frame ``headers`` in the order of the slices of ``read_series``."""
-    return arranged(headers, about=about)[0]
+    """``headers`` in the order of the slices of ``read_series``; one, which may be multi-frame, is in order."""
+    return list(headers) if len(headers) < 2 else arranged(headers, about=about)[0]
 
 
 def _plain(dataset: "Dataset") -> bool:
