@@ -27,6 +27,7 @@ def stream(source: Any, query: str, schema: pa.Schema, *, about: str) -> pa.Reco
     try:
         found = connection.sql(query).to_arrow_reader()
     except duckdb.Error as problem:
+        connection.close()
         raise CatalogError(str(problem).splitlines()[0], about=about) from None
 
     def batches() -> Any:

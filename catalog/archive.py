@@ -1,7 +1,7 @@
 """One home: its tables, its stored objects, its index, its volumes."""
 
 import fcntl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from catalog import views
 from catalog.errors import CatalogError
 from catalog.index import Index, Indexed
 from catalog.schemas import LABELS, OBJECTS, PREDICTIONS, SCORES, SPLITS
-from catalog.sources import geometry, in_slice_order, read_series
+from catalog.sources import arranged, read_series
 from catalog.store import Journal, finish, put
 from catalog.table import DeltaTable
 
@@ -62,18 +62,15 @@ class Archive:
 
     def sources(self, series_uid: str) -> "list[Dataset]":
         """The headers of a series without pixels, in the order of the slices of ``volume``."""
-        from pydicom import config, dcmread
-
-        with config.disable_value_validation():
-            headers = [dcmread(path, stop_before_pixels=True) for path in self.series_files(series_uid)]
-        return in_slice_order(headers, about=series_uid)
+        headers = self._headers(series_uid)
+        return headers if _frames(headers) > 1 else arranged(headers, about=series_uid)[0]
 
     def geometry(self, series_uid: str) -> "hd.VolumeGeometry":
         """The grid of ``volume``, without reading pixels where every slice is a file."""
-        headers = self.sources(series_uid)
-        if int(headers[0].get("NumberOfFrames") or 1) > 1:
+        headers = self._headers(series_uid)
+        if _frames(headers) > 1:
             return self.volume(series_uid).get_geometry()
-        return geometry(headers, about=series_uid)
+        return arranged(headers, about=series_uid)[1]
 
     def sql(self, query: str) -> pa.Table:
         """The answer of DuckDB to one query over the views of ``catalog.views``, read-only.
@@ -93,6 +90,12 @@ class Archive:
         with self._lock(fcntl.LOCK_SH):
             yield
 
+    def _headers(self, series_uid: str) -> "list[Dataset]":
+        from pydicom import config, dcmread
+
+        with config.disable_value_validation():
+            return [dcmread(path, stop_before_pixels=True) for path in self.series_files(series_uid)]
+
     def _indexed(self, series_uid: str) -> list[Indexed]:
         self.home.mkdir(parents=True, exist_ok=True)
         self.index.follow(self.objects)
@@ -107,3 +110,8 @@ class Archive:
         with (self.home / ".writing").open("w") as file:
             fcntl.flock(file, kind)
             yield
+
+
+def _frames(headers: "Sequence[Dataset]") -> int:
+    """How many frames the one object of a multi-frame series has, else 1."""
+    return int(headers[0].get("NumberOfFrames") or 1)

@@ -1,6 +1,7 @@
 """A folder of files into ``object_catalog``: the driver lists and commits, Spark's workers read headers and write parquet."""
 
 import math
+import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +57,8 @@ def ingest(spark: "SparkSession", archive: Archive, path: str | Path, *, progres
     root = Path(path).absolute()
     if not root.exists():
         raise CatalogError("no such folder or file", about=str(path), remedy="check the path")
-    own = {str((archive.home / name).resolve()) for name in ("tables", "journal", "mlflow", "datasets")}
+    # A home below ``path`` holds only what is catalogued already; ``path`` may also lie inside the home.
+    own = {str((archive.home / name).resolve()) for name in ("", "tables", "journal", "mlflow", "datasets")}
     read = archive.objects.version()
     present = known(archive.objects, read, str(root))
     found = list(list_files(root, skip=own))
@@ -75,8 +77,6 @@ def _parse(
     spark: "SparkSession", files: Sequence[Listed], root: Path, table: Path, progress: Progress | None
 ) -> tuple[list[Part], int]:
     """The parts that the workers wrote, and how many of their rows are bad."""
-    import os
-
     context = spark.sparkContext
     partitions = max(min(context.defaultParallelism, len(files)), math.ceil(len(files) / FILES_A_PART))
     listing = pa.Table.from_pydict(
@@ -99,10 +99,6 @@ def _worker(root: str, table: str, done: Any) -> Callable[[Iterator[pa.RecordBat
     """What a task does with its share of the listing: one parquet file in the table's folder, not yet committed."""
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        import os
-        import warnings
-
-        warnings.simplefilter("ignore")  # of the files' own peculiarities
         tables = []
         for batch in batches:
             files = [Listed(**{**row, "path": os.fsdecode(row["path"])}) for row in batch.to_pylist()]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import stat
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,7 +84,9 @@ def _entry(entry: "os.DirEntry[str]") -> Listed:
 def rows(files: Sequence[Listed], root: str | Path) -> pa.Table:
     """Read the header of each file: a row each, whatever is wrong with it. ``relative_path`` counts from ``root``."""
     now = datetime.now(UTC)
-    return pa.Table.from_pylist([_row(file, os.path.abspath(root), now) for file in files], schema=OBJECTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the files' own peculiarities
+        return pa.Table.from_pylist([_row(file, os.path.abspath(root), now) for file in files], schema=OBJECTS)
 
 
 def _row(file: Listed, root: str, now: datetime) -> dict[str, Any]:

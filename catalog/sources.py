@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import highdicom as hd
     from pydicom import Dataset
 
-__all__ = ["FileVolumes", "VolumeSource", "geometry", "in_slice_order", "read_series"]
+__all__ = ["FileVolumes", "VolumeSource", "arranged", "in_slice_order", "read_series"]
 
 
 class VolumeSource(Protocol):
@@ -69,7 +69,7 @@ def read_series(paths: Iterable[Path], *, about: str, lenient: bool = False) -> 
         if int(datasets[0].get("NumberOfFrames") or 1) > 1:
             found = hd.Image.from_dataset(datasets[0], copy=False).get_volume(dtype=np.float32)
         elif all(map(_plain, datasets)):
-            return _stacked(in_slice_order(datasets, about=about), about)
+            return _stacked(datasets, about)
         else:
             found = hd.get_volume_from_series(datasets, dtype=np.float32)
     except (ValueError, AttributeError, RuntimeError, NotImplementedError, KeyError, TypeError) as problem:
@@ -79,41 +79,43 @@ def read_series(paths: Iterable[Path], *, about: str, lenient: bool = False) -> 
     return found
 
 
-def in_slice_order(headers: Sequence["Dataset"], *, about: str) -> list["Dataset"]:
-    """``headers`` in the order of the slices of ``read_series``."""
-    from highdicom.spatial import get_series_volume_positions
-
-    if len(headers) < 2:
-        return list(headers)
-    try:
-        _, order = get_series_volume_positions(headers)
-    except (ValueError, AttributeError) as problem:
-        raise CatalogError(f"not one regular volume: {_line(problem)}", about=about) from problem
-    if order is None:
-        raise CatalogError("not one regular volume: slices are missing, doubled or unevenly spaced", about=about)
-    return [header for _, header in sorted(zip(order, headers, strict=True), key=lambda pair: pair[0])]
-
-
-def geometry(headers: Sequence["Dataset"], *, about: str) -> "hd.VolumeGeometry":
-    """The grid of ``read_series`` from the headers of single-frame objects in slice order."""
+def arranged(headers: Sequence["Dataset"], *, about: str) -> "tuple[list[Dataset], hd.VolumeGeometry]":
+    """Single-frame ``headers`` in the order of the slices of ``read_series``, and its grid."""
     import highdicom as hd
     from highdicom.spatial import get_series_volume_positions
 
+    first = headers[0]
     try:
-        between = headers[0].get("SpacingBetweenSlices", 1.0) if len(headers) < 2 else get_series_volume_positions(headers)[0]
-        return hd.VolumeGeometry.from_attributes(
-            image_position=headers[0].ImagePositionPatient,
-            image_orientation=headers[0].ImageOrientationPatient,
-            rows=headers[0].Rows,
-            columns=headers[0].Columns,
-            pixel_spacing=headers[0].PixelSpacing,
+        between, order = float(first.get("SpacingBetweenSlices") or 1.0), [0]
+        if len(headers) > 1:
+            between, order = get_series_volume_positions(headers)
+        if order is None:
+            raise ValueError("slices are missing, doubled or unevenly spaced")
+        ordered = [header for _, header in sorted(zip(order, headers, strict=True), key=lambda pair: pair[0])]
+        alike = {
+            (h.Rows, h.Columns, *h.ImageOrientationPatient, *h.PixelSpacing, h.get("FrameOfReferenceUID")) for h in headers
+        }
+        if len(alike) > 1:
+            raise ValueError("its slices differ in size, spacing, orientation or frame of reference")
+        grid = hd.VolumeGeometry.from_attributes(
+            image_position=ordered[0].ImagePositionPatient,
+            image_orientation=first.ImageOrientationPatient,
+            rows=first.Rows,
+            columns=first.Columns,
+            pixel_spacing=first.PixelSpacing,
             spacing_between_slices=between,
             number_of_frames=len(headers),
             coordinate_system="PATIENT",
-            frame_of_reference_uid=headers[0].get("FrameOfReferenceUID"),
+            frame_of_reference_uid=first.get("FrameOfReferenceUID"),
         )
     except (AttributeError, ValueError, TypeError) as problem:
         raise CatalogError(f"not one regular volume: {_line(problem)}", about=about) from problem
+    return ordered, grid
+
+
+def in_slice_order(headers: Sequence["Dataset"], *, about: str) -> "list[Dataset]":
+    """``headers`` in the order of the slices of ``read_series``; one, which may be multi-frame, is in order."""
+    return list(headers) if len(headers) < 2 else arranged(headers, about=about)[0]
 
 
 def _plain(dataset: "Dataset") -> bool:
@@ -127,12 +129,7 @@ def _stacked(datasets: "Sequence[Dataset]", about: str) -> "hd.Volume":
     """What highdicom.get_volume_from_series gives for plain slices, several times faster."""
     import highdicom as hd
 
-    grid = geometry(datasets, about=about)
-    if (
-        len({(d.Rows, d.Columns, *d.ImageOrientationPatient, *d.PixelSpacing, d.get("FrameOfReferenceUID")) for d in datasets})
-        > 1
-    ):
-        raise CatalogError("not one regular volume: its slices differ in size, spacing, orientation or frame", about=about)
+    datasets, grid = arranged(datasets, about=about)
     array = np.empty(grid.spatial_shape, np.float32)
     for plane, dataset in zip(array, datasets, strict=True):
         slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))

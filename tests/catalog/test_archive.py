@@ -60,6 +60,7 @@ def test_storing_again_adds_nothing(stored: Stored) -> None:
     assert archive.finish() == []
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 def test_other_pixels_under_a_stored_uid_are_refused_and_the_first_stays(stored: Stored) -> None:
     archive, uid = stored()
     path = archive.series_files(uid)[0]
