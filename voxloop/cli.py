@@ -5,6 +5,7 @@ import functools
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,10 +51,11 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             console.error("stopped; run the same command again to go on where it was")
             _leave(130)
-        except OSError as problem:
-            if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                raise
-            console.error(f"{problem.filename or 'the disk'}: {problem.strerror} (make room or choose another --home)")
+        except Exception as problem:
+            if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                console.error(f"{problem.filename or 'the disk'}: {problem.strerror} (make room or choose another --home)")
+            else:
+                traceback.print_exc()
         else:
             _leave(0)
         _leave(1)

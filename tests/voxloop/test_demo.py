@@ -20,7 +20,7 @@ from experiments import synthetic
 pytestmark = pytest.mark.slow
 
 PATIENTS = 12
-PLAN = {"steps": 30, "validate_every": 10, "network_args": {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}}
+PLAN = {"steps": 60, "validate_every": 20}
 
 
 def command(*words: str | Path, home: Path) -> list[str]:
