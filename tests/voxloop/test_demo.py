@@ -100,7 +100,7 @@ def test_kill_9_leaves_no_process_behind(killed: list[psutil.Process]) -> None:
 
 def test_a_killed_demo_is_gone_on_with(finished: dict[str, Any], home: Path) -> None:
     assert finished["patients"] == PATIENTS
-    assert finished["instances"] == PATIENTS * synthetic.SHAPE[0]
+    assert finished["instances"] == PATIENTS * synthetic.SHAPE[2]
     assert finished["labels"] == [3, 6]
     assert len(finished["dice"]) == 2
     assert finished["receipt_ok"] is True
@@ -117,7 +117,7 @@ def test_nothing_is_there_twice(finished: dict[str, Any], home: Path) -> None:
     )
     [row] = json.loads(run("sql", query, "--json", home=home).stdout)["rows"]
     assert row["labels"] == row["series"] == 6 + 4
-    assert row["instances"] == row["uids"] == PATIENTS * synthetic.SHAPE[0] + row["labels"] + finished["predictions"]
+    assert row["instances"] == row["uids"] == PATIENTS * synthetic.SHAPE[2] + row["labels"] + finished["predictions"]
 
 
 def test_a_finished_demo_is_shown_again(finished: dict[str, Any], home: Path, cohort: Path) -> None:
