@@ -1,14 +1,17 @@
 """Every DICOM object as a row, and what others say about it: labels, predictions, scores."""
 
 from catalog.archive import Archive
+from catalog.cohort import CohortFolder
+from catalog.disk import atomic_file
 from catalog.errors import CatalogError, VoxloopError
-from catalog.importing import ImportReport, import_nifti, write_series
+from catalog.importing import ImportReport, import_nifti
 from catalog.ingest import IngestReport, ingest
 from catalog.labels import LabelRevision, State, Submission, current, mask, submit
 from catalog.labelset import LabelSet, Structure
 from catalog.progress import Progress
 from catalog.project import Case, Project, Split
 from catalog.seg import Algorithm
+from catalog.series import write_series
 from catalog.sources import FileVolumes, VolumeSource
 from catalog.split import Role, freeze
 from catalog.table import DeltaTable, MemoryTable, Table
@@ -19,6 +22,7 @@ __all__ = [
     "Archive",
     "Case",
     "CatalogError",
+    "CohortFolder",
     "DeltaTable",
     "FileVolumes",
     "ImportReport",
@@ -36,6 +40,7 @@ __all__ = [
     "Table",
     "VolumeSource",
     "VoxloopError",
+    "atomic_file",
     "current",
     "deterministic_uid",
     "freeze",

@@ -1,7 +1,5 @@
 """NIfTI cohorts as DICOM: ``images/*.nii.gz`` become series, ``labels/*.nii.gz`` segmentations of them."""
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,19 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catalog import seg
-from catalog._disk import atomic_file
+from catalog.cohort import CohortFolder
 from catalog.errors import CatalogError
 from catalog.labelset import LabelSet, Structure
 from catalog.nifti import lps_affine, open_nifti, right_angled, voxels
 from catalog.progress import Progress
-from catalog.series import Series, as_series, series_uids, write_series, write_slices
-from catalog.uids import deterministic_uid
 
 if TYPE_CHECKING:
     import highdicom as hd
 
-__all__ = ["ImportReport", "import_nifti", "write_series"]
+__all__ = ["ImportReport", "import_nifti"]
 
 _FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 _ENDINGS = (".nii.gz", ".nii")
@@ -71,19 +66,17 @@ def import_nifti(folder: Path, out: Path, *, modality: str | None = None, progre
     low, values = _check(pairs, progress)
     labels = _label_set(folder, described, values)
     _refuse_foreign(values, labels)
-    kind = modality or _modality(described, low)
-    cohort = str(described.get("name") or folder.resolve().name)
+    name = str(described.get("name") or folder.resolve().name)
+    cohort = CohortFolder(out, name, labels, modality=modality or _modality(described, low))
     written = 0
     for done, pair in enumerate(pairs, start=1):
-        written += _write_case(pair, out, cohort, kind, labels)
+        if not cohort.has(pair.case, labelled=pair.label is not None):
+            cohort.write(pair.case, _volume(pair.image), _mask(pair))
+            written += 1
         if progress:
             progress(len(pairs) + done, 2 * len(pairs))
-    if labels is not None:
-        with atomic_file(out / "label_set.json") as file:
-            file.write(json.dumps(labels.to_dict(), indent=1).encode())
-    with atomic_file(out / "index.csv") as file:
-        file.write(_index(pairs, cohort).encode())
-    return ImportReport(len(pairs), sum(pair.label is not None for pair in pairs), written, kind, out)
+    cohort.close((pair.case, pair.label is not None) for pair in pairs)
+    return ImportReport(len(pairs), sum(pair.label is not None for pair in pairs), written, cohort.modality, out)
 
 
 def _pairs(folder: Path) -> list[_Pair]:
@@ -204,34 +197,8 @@ def _modality(described: dict[str, Any], low: float) -> str:
     return "CT" if "CT" in first or (not first and low < _AIR) else "MR"
 
 
-def _write_case(pair: _Pair, out: Path, cohort: str, modality: str, labels: LabelSet | None) -> bool:
-    """Whether anything of the case was not there yet."""
-    series, label = out / "images" / pair.case, out / "labels" / f"{pair.case}.dcm"
-    if series.exists() and (pair.label is None or label.exists()):
-        return False
-    told = {"patient_id": pair.case, "case": pair.case, "cohort": cohort, "modality": modality, "description": pair.case}
-    made = as_series(_volume(pair.image), **told)
-    if not series.exists():
-        write_slices(made, series)
-    if pair.label is not None and labels is not None and not label.exists():
-        _write_label(pair, made, label, cohort, labels)
-    return True
-
-
-def _write_label(pair: _Pair, series: Series, path: Path, cohort: str, labels: LabelSet) -> None:
-    assert pair.label is not None
-    mask = _volume(pair.label, lps_affine(open_nifti(pair.image))).ensure_handedness("RIGHT_HANDED", flip_axis=0)
-    segmentation = seg.encode(
-        mask.astype(np.uint8),
-        series.headers,
-        labels,
-        sop_uid=deterministic_uid("segmentation", cohort, pair.case),
-        series_uid=deterministic_uid("segmentation series", cohort, pair.case),
-        description=f"{labels.name}: {pair.case}",
-        author="import",
-    )
-    with atomic_file(path) as file:
-        segmentation.save_as(file, enforce_file_format=True)
+def _mask(pair: _Pair) -> "hd.Volume | None":
+    return None if pair.label is None else _volume(pair.label, lps_affine(open_nifti(pair.image)))
 
 
 def _volume(path: Path, affine: np.ndarray | None = None) -> "hd.Volume":
@@ -239,12 +206,3 @@ def _volume(path: Path, affine: np.ndarray | None = None) -> "hd.Volume":
 
     image = open_nifti(path)
     return hd.Volume(voxels(image, path), right_angled(lps_affine(image) if affine is None else affine), "PATIENT")
-
-
-def _index(pairs: Sequence[_Pair], cohort: str) -> str:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["case", "series_uid", "label"])
-    for pair in pairs:
-        rows.writerow([pair.case, series_uids(cohort, pair.case)[1], f"labels/{pair.case}.dcm" if pair.label else ""])
-    return text.getvalue()

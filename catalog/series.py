@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catalog._disk import TEMPORARY, full_disk, sync_files, sync_folder
+from catalog.disk import TEMPORARY, full_disk, sync_files, sync_folder
 from catalog.errors import CatalogError
 from catalog.uids import deterministic_uid
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catalog._disk import TEMPORARY, atomic_file
+from catalog.disk import TEMPORARY, atomic_file
 from catalog.errors import CatalogError
 from catalog.objects import Listed, commit_absent, known, listed, rows
 from catalog.table import write_part

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from catalog._disk import full_disk
 from catalog._query import stream
+from catalog.disk import full_disk
 from catalog.errors import CatalogError
 
 __all__ = ["Conflict", "DeltaTable", "MemoryTable", "Part", "Table", "write_part"]

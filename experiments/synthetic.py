@@ -5,23 +5,15 @@ texture, the noise, the voxel spacing; bodies hold other round things of the org
 position nor a fixed grey value finds the organs, and each further labelled patient has something to teach.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import highdicom as hd
 import numpy as np
 from numpy.typing import ArrayLike
-from pydicom import dcmread
 from scipy.ndimage import gaussian_filter
 
-from catalog._disk import atomic_file
-from catalog.labelset import LabelSet, Structure
-from catalog.progress import Progress
-from catalog.seg import encode
-from catalog.series import write_series
-from catalog.sources import in_slice_order
-from catalog.uids import deterministic_uid
+from catalog import CohortFolder, LabelSet, Progress, Structure
 
 __all__ = ["LABEL_SET", "PATIENTS", "cases", "write"]
 
@@ -49,29 +41,16 @@ def cases(n: int = PATIENTS, *, seed: int = 0) -> Iterator[tuple[str, hd.Volume,
 def write(folder: Path, n: int = PATIENTS, *, seed: int = 0, progress: Progress | None = None) -> int:
     """Write the cohort as DICOM, laid out as ``catalog.import_nifti`` lays out one: images/CASE/NNNN.dcm, labels/CASE.dcm
     (SEG), label_set.json, index.csv. A case that is there is left alone. Returns ``n``."""
-    index = [["case", "series_uid", "label"]]
+    cohort = CohortFolder(folder, f"{COHORT} {seed}", LABEL_SET, author="phantom")
+    written = []
     for done, (case, image, mask) in enumerate(cases(n, seed=seed), start=1):
-        target = folder / "images" / case
-        series_uid = write_series(image, target, patient_id=case, case=case, cohort=f"{COHORT} {seed}", description=case)
-        label = folder / "labels" / f"{case}.dcm"
-        if not label.exists():
-            with atomic_file(label) as file:
-                _segmentation(case, mask, target, seed).save_as(file, enforce_file_format=True)
-        index.append([case, series_uid, f"labels/{case}.dcm"])
+        if not cohort.has(case, labelled=True):
+            cohort.write(case, image, mask)
+        written.append((case, True))
         if progress:
             progress(done, n)
-    with atomic_file(folder / "label_set.json") as file:
-        file.write(json.dumps(LABEL_SET.to_dict(), indent=1).encode())
-    with atomic_file(folder / "index.csv") as file:
-        file.write("".join(",".join(row) + "\n" for row in index).encode())
+    cohort.close(written)
     return n
-
-
-def _segmentation(case: str, mask: hd.Volume, series: Path, seed: int) -> hd.seg.Segmentation:
-    headers = [dcmread(path, stop_before_pixels=True) for path in sorted(series.iterdir())]
-    sop_uid, series_uid = (deterministic_uid(kind, COHORT, str(seed), case) for kind in ("segmentation", "segmentation series"))
-    sources = in_slice_order(headers, about=case)
-    return encode(mask, sources, LABEL_SET, sop_uid=sop_uid, series_uid=series_uid, description=case, author="phantom")
 
 
 def _phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from catalog._disk import TEMPORARY, atomic_file
 from catalog.archive import Archive
+from catalog.disk import TEMPORARY, atomic_file
 from catalog.labels import current
 from catalog.objects import listed, rows
 from catalog.progress import Progress

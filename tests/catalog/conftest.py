@@ -10,7 +10,7 @@ import pydicom
 import pytest
 
 from catalog import Archive, LabelSet, Structure
-from catalog.importing import write_series
+from catalog.series import write_series
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

@@ -8,10 +8,10 @@ import pydicom
 import pytest
 
 from catalog import Archive, CatalogError
-from catalog.importing import write_series
 from catalog.index import Index
 from catalog.objects import commit_absent, list_files, listed, rows
 from catalog.schemas import OBJECTS
+from catalog.series import write_series
 from catalog.table import write_part
 from catalog.testing import VolumeSourceTests
 

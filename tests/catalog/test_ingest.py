@@ -9,8 +9,8 @@ import highdicom as hd
 import pytest
 
 from catalog import Archive, CatalogError
-from catalog.importing import write_series
 from catalog.ingest import ingest
+from catalog.series import write_series
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

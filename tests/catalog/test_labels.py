@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from catalog import Archive, CatalogError, LabelRevision, LabelSet, Submission, current, mask, submit
-from catalog._disk import TEMPORARY
+from catalog.disk import TEMPORARY
 
 Stored = Callable[..., tuple[Archive, str]]
 

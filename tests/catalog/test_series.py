@@ -8,7 +8,7 @@ import pydicom
 import pytest
 
 from catalog import CatalogError, FileVolumes
-from catalog.importing import write_series
+from catalog.series import write_series
 from catalog.testing import VolumeSourceTests
 
 Noise = Callable[..., hd.Volume]
