@@ -1,5 +1,6 @@
 """What tests share: one Spark and one MLflow server for the session, an empty home for each test."""
 
+import atexit
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield uri
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure() -> None:
+@atexit.register
+def _be_quiet() -> None:
     """DuckDB's bindings bid farewell with a page of "leaked" lines, after the tests' own last line: to nowhere with them."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
