@@ -1,1 +1,3 @@
+"""Run configurations, the synthetic cohort, the benchmark harness."""
+
 __all__: list[str] = []
