@@ -109,18 +109,21 @@ class Round:
         return str(uuid.uuid5(_LABELS, f"{self.key}/{series}"))
 
     def _next(self) -> dict[str, Any]:
-        """Choose the series to label: by the champion's scores, at random while there is none."""
+        """Choose the series to label: those that this round had labelled before it was killed, then by the champion's scores,
+        at random while there is no champion."""
         place = self.place
         roles = freeze(place.archive, place.project)
         known = current(place.archive, place.project.key)
-        ours = {series for series, revision in known.items() if revision.label_id == self._label_id(series)}
-        pool = sorted(series for series, role in roles.items() if role == "train" and (series not in known or series in ours))
+        training = sorted(series for series, role in roles.items() if role == "train")
+        ours = [uid for uid in training if uid in known and known[uid].label_id == self._label_id(uid)]
+        choices = [{"series_uid": uid, "score": None, "reason": "labelled before"} for uid in ours]
+        pool = [uid for uid in training if uid not in known]
         champion = Registry(place.tracking_uri).champion(place.project.model)
         entropy = self._entropy(champion) if champion else {}
         strategy = place.later if entropy else place.first
         table = pa.table({"series_uid": pool, "entropy": pa.array([entropy.get(uid) for uid in pool], pa.float64())})
-        choices = strategy.choose(table, self.k, seed=self._seed())
-        return {"choices": [{"series_uid": c.series_uid, "score": c.score, "reason": c.reason} for c in choices]}
+        chosen = strategy.choose(table, max(0, self.k - len(ours)), seed=self._seed())
+        return {"choices": choices + [{"series_uid": c.series_uid, "score": c.score, "reason": c.reason} for c in chosen]}
 
     def _entropy(self, version: str) -> dict[str, float]:
         where = f"project = '{self.place.project.key}' and model_version = '{version}' and kind = 'entropy'"
