@@ -1,8 +1,8 @@
 """A cohort for machines that have none: phantom abdomens with two organs that differ from patient to patient.
 
-What varies: where an organ lies, its shape, whether its core and its shell are brighter or darker than the body and by
-how much, the texture, the noise, the voxel spacing; bodies hold other round things of the organs' own intensities. So neither a fixed
-position nor a fixed grey value finds the organs, and each further labelled patient has something to teach.
+What varies: where an organ lies, its shape, whether its core and its shell are brighter or darker than the body and by how
+much, the texture, the noise, the voxel spacing; bodies hold other round things of the organs' own intensities. So neither a
+fixed position nor a fixed grey value finds the organs, and each further labelled patient has something to teach.
 """
 
 from collections.abc import Iterator
