@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["RunLog"]
 
 SLICES = 3
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on the runs, not on traces of agents
 
 
 class RunLog:
@@ -103,7 +104,7 @@ class RunLog:
 def _experiment(client: MlflowClient, name: str) -> str:
     try:
         found = client.get_experiment_by_name(name)
-        return str(found.experiment_id) if found else client.create_experiment(name)
+        return str(found.experiment_id if found else client.create_experiment(name, tags=KIND))
     except MlflowException as problem:
         found = client.get_experiment_by_name(name)  # another training may have made it meanwhile
         if found is None:

@@ -46,7 +46,7 @@ def session(
     os.environ["JAVA_HOME"] = str(java_home())
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     os.environ["PYARROW_IGNORE_TIMEZONE"] = "1"
-    warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas")  # nothing here goes through pandas
+    warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas")
     scratch.mkdir(parents=True, exist_ok=True)
     builder = SparkSession.builder.master(master).appName("voxloop")  # type: ignore[attr-defined]
     for key, value in {
