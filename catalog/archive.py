@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import sqlalchemy as sa
 
 from catalog import views
 from catalog.errors import CatalogError
@@ -38,7 +39,7 @@ class Archive:
         self.predictions = DeltaTable(tables / "predictions", PREDICTIONS)
         self.scores = DeltaTable(tables / "scores", SCORES)
         self.splits = DeltaTable(tables / "splits", SPLITS)
-        self.index = Index(index_url or f"sqlite:///{self.home / 'index.db'}")
+        self.index = Index(index_url or sa.URL.create("sqlite", database=str(self.home / "index.db")))
 
     def __repr__(self) -> str:
         return f"Archive({str(self.home)!r})"

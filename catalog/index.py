@@ -65,7 +65,7 @@ class Indexed(NamedTuple):
 class Index:
     """The index at a SQLAlchemy ``url`` (SQLite or Postgres), created when first used."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | sa.URL) -> None:
         self.url = url
         self._opened: sa.Engine | None = None
 

@@ -51,6 +51,16 @@ def test_a_stored_series_is_found_and_read(stored: Stored, affine: np.ndarray) -
     assert archive.geometry(uid).geometry_equal(volume)
 
 
+def test_a_home_may_have_any_name(noise: Callable[..., hd.Volume], tmp_path: Path) -> None:
+    archive, folder = Archive(tmp_path / "Ünal's #1? 50% new"), tmp_path / "made"
+    uid = write_series(noise(), folder, patient_id="p", case="c")
+    for batch, file in enumerate(sorted(folder.iterdir())):
+        archive.store([pydicom.dcmread(file)], folder="stow", writer="w", batch=batch)
+    assert archive.volume(uid).spatial_shape == (6, 9, 11)
+    assert archive.sql("SELECT instances FROM series")["instances"].to_pylist() == [6]
+    assert (archive.home / "index.db").exists()
+
+
 def test_storing_again_adds_nothing(stored: Stored) -> None:
     archive, uid = stored()
     before = archive.objects.version()
