@@ -1,6 +1,7 @@
 """One home: its tables, its stored objects, its index, its volumes."""
 
 import fcntl
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ class Archive:
     """
 
     def __init__(self, home: str | Path, *, index_url: str | None = None) -> None:
-        self.home = Path(home).absolute()
+        self.home = Path(os.path.abspath(home))
         self.index_url = index_url
         tables = self.home / "tables"
         self.objects = DeltaTable(tables / "object_catalog", OBJECTS)

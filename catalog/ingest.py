@@ -54,7 +54,7 @@ def ingest(spark: "SparkSession", archive: Archive, path: str | Path, *, progres
     its reason. Two ingests of one folder at once add each file once. Nothing is visible before the one commit at the end,
     so an interrupted ingest is simply run again. CatalogError where ``path`` is not there.
     """
-    root = Path(path).absolute()
+    root = Path(os.path.abspath(path))
     if not root.exists():
         raise CatalogError("no such folder or file", about=str(path), remedy="check the path")
     # A home below ``path`` holds only what is catalogued already; ``path`` may also lie inside the home.

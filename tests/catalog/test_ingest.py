@@ -56,6 +56,15 @@ def test_a_second_ingest_opens_only_what_changed(spark: "SparkSession", home: Pa
     assert archive.sql("SELECT count(*) n FROM instances")["n"].to_pylist() == [12]
 
 
+def test_a_path_through_a_parent_folder_is_the_same_folder(
+    spark: "SparkSession", home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder / "b")
+    assert ingest(spark, Archive(home), "../a").added == 6
+    assert ingest(spark, Archive("../../home"), Path("../a")).added == 0
+    assert ingest(spark, Archive(home), folder / "b" / ".." / "a").added == 0
+
+
 def test_two_ingests_at_once_add_each_file_once(spark: "SparkSession", home: Path, folder: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         reports = list(pool.map(lambda _: ingest(spark, Archive(home), folder), range(2)))
