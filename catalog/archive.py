@@ -14,7 +14,7 @@ from catalog import views
 from catalog.errors import CatalogError
 from catalog.index import Index, Indexed
 from catalog.schemas import LABELS, OBJECTS, PREDICTIONS, SCORES, SPLITS
-from catalog.sources import arranged, read_series
+from catalog.sources import arranged, gone, read_series
 from catalog.store import Journal, finish, put
 from catalog.table import DeltaTable
 
@@ -96,7 +96,10 @@ class Archive:
         from pydicom import config, dcmread
 
         with config.disable_value_validation():
-            return [dcmread(path, stop_before_pixels=True) for path in self.series_files(series_uid)]
+            try:
+                return [dcmread(path, stop_before_pixels=True) for path in self.series_files(series_uid)]
+            except FileNotFoundError as problem:
+                raise gone(problem.filename) from None
 
     def _indexed(self, series_uid: str) -> list[Indexed]:
         self.home.mkdir(parents=True, exist_ok=True)

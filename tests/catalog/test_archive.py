@@ -1,4 +1,5 @@
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,24 @@ def test_a_copy_does_not_double_an_image(stored: Stored, tmp_path: Path) -> None
     add(archive, copies[0])
     assert archive.series_files(uid) == [first[0], *copies[1:]]  # the latest that is good
     assert archive.sql("SELECT instances FROM series")["instances"].to_pylist() == [6]
+
+
+def test_where_a_copy_has_gone_the_original_is_served(stored: Stored, tmp_path: Path) -> None:
+    archive, uid = stored()
+    first, headers = archive.series_files(uid), archive.sources(uid)
+    shutil.copytree(first[0].parent, tmp_path / "copy")
+    copies = sorted((tmp_path / "copy").iterdir())
+    add(archive, *copies)
+    copies[0].unlink()
+    assert len(set(archive.series_files(uid)) & set(copies)) == 5
+    shutil.rmtree(tmp_path / "copy")
+    assert archive.series_files(uid) == first
+    assert archive.index.instance(headers[0].SOPInstanceUID).path in map(str, first)
+    shutil.rmtree(first[0].parent)
+    with pytest.raises(CatalogError, match=r"gone .*ingest its folder again"):
+        archive.volume(uid)
+    with pytest.raises(CatalogError, match="gone"):
+        archive.sources(uid)
 
 
 def test_the_index_catches_up_and_can_be_rebuilt(stored: Stored) -> None:
