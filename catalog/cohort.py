@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from catalog import seg
-from catalog.disk import atomic_file
+from catalog.disk import atomic_file, remove_leftovers
 from catalog.errors import CatalogError
 from catalog.labelset import LabelSet
 from catalog.series import as_series, series_uids, write_slices
@@ -56,6 +56,8 @@ class CohortFolder:
 
         CatalogError where one is there from another source, or labels are there by another label set: nothing is changed.
         """
+        for folder in ("", "images", "labels"):
+            remove_leftovers(self.path / folder)
         self._refuse_other_label_set()
         sources = self._sources()
         before, missing = dict(sources), set()

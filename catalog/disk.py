@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -10,7 +11,7 @@ from typing import BinaryIO
 
 from catalog.errors import CatalogError
 
-__all__ = ["TEMPORARY", "atomic_file", "full_disk", "sync_files", "sync_folder"]
+__all__ = ["TEMPORARY", "atomic_file", "full_disk", "remove_leftovers", "sync_files", "sync_folder"]
 
 TEMPORARY = ".tmp-"
 """What the name of a file begins with while it is being written."""
@@ -33,6 +34,24 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
                 temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that are no more left half-written in ``folder``."""
+    for left in folder.glob(f"{TEMPORARY}*"):
+        writer = left.name.removeprefix(TEMPORARY).partition("-")[0]
+        if writer.isdigit() and not _runs(int(writer)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def sync_files(paths: Sequence[Path]) -> None:

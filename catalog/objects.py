@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from catalog.disk import TEMPORARY
 from catalog.header import BrokenFile, NotDicom, read_header, typed
 from catalog.schemas import OBJECT_KEY, OBJECTS
 from catalog.table import Conflict, DeltaTable, Part, write_part
@@ -47,7 +48,7 @@ def listed(path: str | Path) -> Listed:
 def list_files(root: str | Path, *, skip: Collection[str] = ()) -> Iterator[Listed]:
     """Every file under ``root`` (or ``root`` itself), through symbolic links, each folder once however often it is linked.
 
-    Folders whose real path is in ``skip`` are left out. What cannot be opened is listed with its problem.
+    Folders whose real path is in ``skip`` are left out, and what is only being written (``disk.TEMPORARY``). What cannot be opened is listed with its problem.
     """
     start = os.path.abspath(root)
     if not os.path.isdir(start):
@@ -57,7 +58,7 @@ def list_files(root: str | Path, *, skip: Collection[str] = ()) -> Iterator[List
     while folders:
         folder = folders.pop()
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(TEMPORARY)), key=lambda entry: entry.name)
         except OSError as problem:
             yield Listed(folder, 0, 0, f"the folder cannot be read: {problem.strerror}")
             continue

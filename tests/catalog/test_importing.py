@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 
 from catalog import CatalogError, FileVolumes, LabelSet, seg
+from catalog.disk import TEMPORARY
 from catalog.importing import import_nifti
+from catalog.objects import list_files
 from catalog.testing import VolumeSourceTests
 
 Data = Callable[[str], Path]
@@ -114,6 +118,19 @@ def test_an_interrupted_import_goes_on(cohort: Path, tmp_path: Path) -> None:
     import_nifti(cohort, tmp_path / "again")
     for file in (out / "images").rglob("*.dcm"):
         assert file.read_bytes() == (tmp_path / "again" / file.relative_to(out)).read_bytes()
+
+
+def test_what_a_killed_import_left_is_removed_and_never_listed(cohort: Path, tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    out = tmp_path / "out"
+    left = {number: out / "images" / f"{TEMPORARY}{number}-case0" for number in (ended.pid, os.getpid(), os.getppid())}
+    for folder in left.values():
+        folder.mkdir(parents=True)
+        (folder / "0001.dcm").write_bytes(b"half")
+    assert list(list_files(out)) == []
+    assert import_nifti(cohort, out).written == 3
+    assert [folder for folder in left.values() if folder.exists()] == [left[os.getppid()]]  # it may still be writing
 
 
 def _changed(what: str, cohort: Path) -> None:
