@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from catalog.errors import CatalogError
 
-__all__ = ["TEMPORARY", "atomic_file", "full_disk", "remove_leftovers", "sync_files", "sync_folder"]
+__all__ = ["TEMPORARY", "atomic_file", "disk_full", "full_disk", "remove_leftovers", "sync_files", "sync_folder"]
 
 TEMPORARY = ".tmp-"
 """What the name of a file begins with while it is being written."""
@@ -82,5 +82,10 @@ def full_disk(path: Path) -> Iterator[None]:
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        remedy = "free some space, then run the same command again: it continues where it stopped"
-        raise CatalogError("the disk is full", about=str(path), remedy=remedy) from problem
+        raise disk_full(str(path)) from problem
+
+
+def disk_full(about: str) -> CatalogError:
+    """What to raise where there is no space left."""
+    remedy = "free some space, then run the same command again: it continues where it stopped"
+    return CatalogError("the disk is full", about=about, remedy=remedy)

@@ -48,7 +48,8 @@ def listed(path: str | Path) -> Listed:
 def list_files(root: str | Path, *, skip: Collection[str] = ()) -> Iterator[Listed]:
     """Every file under ``root`` (or ``root`` itself), through symbolic links, each folder once however often it is linked.
 
-    Folders whose real path is in ``skip`` are left out, and what is only being written (``disk.TEMPORARY``). What cannot be opened is listed with its problem.
+    Left out are folders whose real path is in ``skip``, and what is still being written (``disk.TEMPORARY``).
+    What cannot be opened is listed with its problem.
     """
     start = os.path.abspath(root)
     if not os.path.isdir(start):
@@ -127,10 +128,10 @@ def _content(file: Listed) -> dict[str, Any]:
     return {"file_type": "dicom", "meta": meta, **columns, **status}
 
 
-def known(table: DeltaTable, version: int, prefix: str) -> set[Key]:
-    """The keys of the rows at ``version`` whose path starts with ``prefix``."""
-    where = f"starts_with(path, '{_text(prefix).replace(chr(39), chr(39) * 2)}')"
-    return _keys(table.scan(OBJECT_KEY, where=where, version=version).read_all())
+def known(table: DeltaTable, version: int, prefix: str, *, where: str = "true") -> set[Key]:
+    """The keys of the rows at ``version`` whose path starts with ``prefix`` and for which ``where`` (SQL) holds."""
+    under = f"starts_with(path, '{_text(prefix).replace(chr(39), chr(39) * 2)}')"
+    return _keys(table.scan(OBJECT_KEY, where=f"{under} AND {where}", version=version).read_all())
 
 
 def commit_absent(table: DeltaTable, parts: Sequence[Part], *, prefix: str, writer: str, read: int) -> tuple[int, int]:
