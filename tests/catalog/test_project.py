@@ -70,6 +70,9 @@ def test_a_project_file_is_read(project: Project) -> None:
         (("holdout: 0.25", "holdout: 0.95"), "split"),
         (("value: 1", "value: 0"), "label_set.structures.0.value"),
         (("model: abdomen", "models: abdomen"), "model"),
+        (("model: abdomen", "model: it's"), "model"),
+        (("model: abdomen", "model: ../abdomen"), "model"),
+        (("model: abdomen", "model: .."), "model"),
         (("key: abdomen", "{"), "YAML"),
     ],
 )
