@@ -15,7 +15,7 @@ from catalog.errors import CatalogError
 from catalog.index import Index, Indexed
 from catalog.schemas import LABELS, OBJECTS, PREDICTIONS, SCORES, SPLITS
 from catalog.sources import arranged, gone, read_series
-from catalog.store import Journal, finish, put
+from catalog.store import Journal, adopt, finish, put
 from catalog.table import DeltaTable
 
 if TYPE_CHECKING:
@@ -53,6 +53,15 @@ class Archive:
         """
         with self.writing():
             return put(self, datasets, folder=folder, journal=Journal(self.home, f"{writer}/{batch}"))
+
+    def adopt(self, paths: Iterable[str | Path], *, writer: str) -> int:
+        """Put DICOM files that other processes wrote under HOME/volume into ``object_catalog``; how many rows that added.
+
+        A repeat adds nothing; ``writer`` names the work for the journal. Raises CatalogError where a file lies elsewhere or
+        is not there: nothing is added.
+        """
+        with self.writing():
+            return adopt(self, [Path(os.path.abspath(path)) for path in paths], journal=Journal(self.home, writer))
 
     def series_files(self, series_uid: str) -> list[Path]:
         """The current files of a series, one an instance, by InstanceNumber; CatalogError where it is unknown."""
