@@ -114,6 +114,11 @@ def test_travels_to_another_process(tmp_path: Path) -> None:
     assert names(pickle.loads(pickle.dumps(table))) == ["a"]
 
 
+def test_an_error_travels_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(CatalogError("is broken", about="1.2.3", remedy="mend it")))
+    assert type(error) is CatalogError and str(error) == "1.2.3: is broken (mend it)"
+
+
 def test_a_table_that_needs_newer_delta_features_is_refused(tmp_path: Path) -> None:
     deltalake.DeltaTable.create(tmp_path, SCHEMA, configuration={"delta.enableDeletionVectors": "true"})
     with pytest.raises(CatalogError, match="deletion vectors"):
