@@ -11,6 +11,9 @@
 The front door prints one as a single line and exits with status 1; any other exception is a bug and shows its traceback.
 """
 
+from functools import partial
+from typing import Any
+
 __all__ = ["CatalogError", "VoxloopError"]
 
 
@@ -22,6 +25,9 @@ class VoxloopError(Exception):
         self.problem = problem
         self.about = about
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), self.problem, about=self.about, remedy=self.remedy), ()
 
     def __str__(self) -> str:
         subject = f"{self.about}: " if self.about else ""
