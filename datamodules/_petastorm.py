@@ -103,8 +103,8 @@ def seal(folder: Path) -> int:
     return len(files)
 
 
-def rows(folder: Path, *, shard: int = 0, shards: int = 1) -> Iterator[dict[str, Any]]:
-    """Each volume of a dataset once, decoded, by path; with ``shards`` every one's own part.
+def rows(folder: Path, *, shard: int = 0, shards: int = 1, seed: int | None = None) -> Iterator[dict[str, Any]]:
+    """Each volume of a dataset once, decoded: by path, or in the order of ``seed``; with ``shards`` every one's own part.
 
     The dummy pool reads in this thread: petastorm's thread pool was seen to end an epoch early without saying so.
     """
@@ -113,7 +113,8 @@ def rows(folder: Path, *, shard: int = 0, shards: int = 1) -> Iterator[dict[str,
         folder.resolve().as_uri(),
         filesystem=LocalFileSystem(),
         reader_pool_type="dummy",
-        shuffle_row_groups=False,
+        shuffle_row_groups=seed is not None,
+        seed=seed,
         num_epochs=1,
         **sharding,
     )

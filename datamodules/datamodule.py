@@ -44,18 +44,18 @@ class Volumes:
         return self._kept is not None
 
     def in_turn(self, rng: np.random.Generator | None = None) -> Iterator[Patch]:
-        """Each volume once: by path, or in an order drawn from ``rng`` when they are in memory."""
+        """Each volume once: by path, or in an order drawn from ``rng``."""
         if self._kept is None:
-            yield from self._read()
+            yield from self._read(None if rng is None else int(rng.integers(2**31)))
             return
         order = range(len(self._kept)) if rng is None else rng.permutation(len(self._kept))
         for index in order:
             yield self._kept[index]
 
-    def _read(self) -> Iterator[Patch]:
+    def _read(self, seed: int | None) -> Iterator[Patch]:
         kept: list[Patch] | None = []
         seen = held = 0
-        for row in rows(self._folder, shard=self._shard, shards=self._shards):
+        for row in rows(self._folder, shard=self._shard, shards=self._shards, seed=seed):
             volume = _volume(row)
             seen, held = seen + 1, held + volume.image.nbytes + volume.mask.nbytes
             if kept is not None and held <= self._memory:

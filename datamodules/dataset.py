@@ -98,7 +98,9 @@ def build(
     partial = root / f"{digest}.partial"
     tasks = _tasks(archive, project, cases, plan, partial)
     left_out = []
-    for done, (series_uid, problem) in enumerate(_prepared(spark, tasks), 1):
+    for done, (series_uid, problem, fatal) in enumerate(_prepared(spark, tasks), 1):
+        if fatal:
+            raise DataError(problem, about=str(partial), remedy="make room, then train again: it goes on where it stopped")
         if problem:
             left_out.append((series_uid, problem))
         if progress:
@@ -129,16 +131,16 @@ def _tasks(archive: "Archive", project: "Project", cases: Sequence[LabelledCase]
     return tasks
 
 
-def _prepared(spark: "SparkSession", tasks: list[_Task]) -> Iterator[tuple[str, str]]:
-    """(series UID, "" or what is wrong), as the cases are done."""
+def _prepared(spark: "SparkSession", tasks: list[_Task]) -> Iterator[tuple[str, str, bool]]:
+    """(series UID, "" or what is wrong, whether that concerns the disk and not the case), as the cases are done."""
     todo = [task for task in tasks if not task.target.exists()]
-    yield from ((task.case.series_uid, "") for task in tasks if task.target.exists())
+    yield from ((task.case.series_uid, "", False) for task in tasks if task.target.exists())
     if todo:
         slices = min(len(todo), 4 * spark.sparkContext.defaultParallelism)
         yield from spark.sparkContext.parallelize(todo, slices).map(_prepare).toLocalIterator(prefetchPartitions=True)
 
 
-def _prepare(task: _Task) -> tuple[str, str]:
+def _prepare(task: _Task) -> tuple[str, str, bool]:
     """On a worker: read, prepare and write one case."""
     import numpy as np
 
@@ -155,11 +157,14 @@ def _prepare(task: _Task) -> tuple[str, str]:
         if image.shape != labels.shape:
             raise DataError(f"label of {labels.shape} voxels for an image of {image.shape}", about=f"label {case.label_id}")
     except (VoxloopError, OSError, ValueError, RuntimeError, AttributeError, KeyError) as problem:
-        return case.series_uid, str(problem) or type(problem).__name__
-    annotated = np.array([case.states.get(name) != "not_annotated" for name in task.plan.structures], np.uint8)
+        return case.series_uid, str(problem) or type(problem).__name__, False
+    annotated = np.array([case.states.get(name) in ("present", "absent") for name in task.plan.structures], np.uint8)
     row: dict[str, Any] = {"image": image, "mask": labels, "annotated": annotated}
-    write_row(task.target, {"series_uid": case.series_uid, "label_id": case.label_id, **row})
-    return case.series_uid, ""
+    try:
+        write_row(task.target, {"series_uid": case.series_uid, "label_id": case.label_id, **row})
+    except OSError as problem:
+        return case.series_uid, problem.strerror or str(problem), True
+    return case.series_uid, "", False
 
 
 def _complete(partial: Path, path: Path, digest: str, left_out: list[tuple[str, str]]) -> DatasetInfo:

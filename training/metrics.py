@@ -15,11 +15,10 @@ def dice_by_structure(
 ) -> dict[str, float | None]:
     """Dice coefficient 2|P∩T| / (|P|+|T|) of each structure between two label maps of one shape.
 
-    None for a structure whose state is ``not_annotated``; 1 where both maps are without it.
+    None for a structure whose state is neither ``present`` nor ``absent``; 1 where both maps are without it.
     """
-    return {
-        s.name: None if states.get(s.name) == "not_annotated" else _dice(pred == s.value, truth == s.value) for s in structures
-    }
+    known = [s for s in structures if states.get(s.name) in ("present", "absent")]
+    return {s.name: _dice(pred == s.value, truth == s.value) if s in known else None for s in structures}
 
 
 def mean_dice(dices: Mapping[str, float | None]) -> float | None:

@@ -37,10 +37,15 @@ class RunLog:
         self.run_id = resume or self._begin(job)
         if resume:
             self.client.update_run(resume, status="RUNNING")
+        self._describe(job)
 
     def _begin(self, job: "TrainJob") -> str:
         experiment = _experiment(self.client, job.experiment)
-        run_id: str = self.client.create_run(experiment, run_name=job.run_name, tags=job.tags()).info.run_id
+        return str(self.client.create_run(experiment, run_name=job.run_name, tags=job.tags()).info.run_id)
+
+    def _describe(self, job: "TrainJob") -> None:
+        """Log what the run depends on; again on resuming, since a kill may have come in between."""
+        run_id = self.run_id
         plan = job.plan.to_dict()
         params = [Param(name, value if isinstance(value, str) else json.dumps(value)) for name, value in plan.items()]
         self.client.log_batch(run_id, params=params)
@@ -53,7 +58,6 @@ class RunLog:
             _input("prepared volumes", job.dataset.name[:32], {"uri": str(job.dataset)}),
         ]
         self.client.log_inputs(run_id, inputs)
-        return run_id
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log ``values`` at ``step``."""

@@ -133,7 +133,7 @@ def ingest(
     archive = _archive(settings)
     with _spark(settings, warm=False) as spark, console.stage(f"ingest {path}") as report:
         done = read_headers(spark, archive, path, progress=report)
-    console.note(f"{done.found} files: {done.added} added, {done.unchanged} unchanged, {done.bad} of the added not usable")
+    console.note(f"{done.found} files: {done.added} added, {done.unchanged} unchanged, {done.bad} not usable")
     if done.bad:
         console.note("why: voxloop sql \"select path, status, error from object_catalog where status <> 'ok'\"")
     if json:
@@ -319,4 +319,5 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, interrupted)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     app()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,6 +158,29 @@ def test_a_small_memory_gives_the_same_volumes(built: DatasetInfo) -> None:
     kept = Volumes(built.path / "train", 3)
     list(kept.in_turn())
     assert kept.in_memory
+
+
+def test_volumes_beyond_memory_are_all_seen_in_time(tmp_path: Path) -> None:
+    from datamodules._petastorm import seal, write_row
+
+    for index in range(12):
+        image, mask = np.full((4, 4, 4), index, np.float32), np.zeros((4, 4, 4), np.uint8)
+        row = {
+            "series_uid": str(index),
+            "label_id": str(index),
+            "image": image,
+            "mask": mask,
+            "annotated": np.ones(2, np.uint8),
+        }
+        write_row(tmp_path / f"{index:02d}.parquet", row)
+    seal(tmp_path)
+    volumes = Volumes(tmp_path, 12, memory=1)
+    seen = {
+        int(patch.image[0, 0, 0, 0])
+        for epoch in range(25)
+        for patch in islice(volumes.in_turn(np.random.default_rng(epoch)), 2)
+    }
+    assert seen == set(range(12))
 
 
 def test_a_lost_volume_does_not_pass_unseen(built: DatasetInfo) -> None:
