@@ -177,7 +177,7 @@ def test_volumes_beyond_memory_are_all_seen_in_time(tmp_path: Path) -> None:
     volumes = Volumes(tmp_path, 12, memory=1)
     seen = {
         int(patch.image[0, 0, 0, 0])
-        for epoch in range(25)
+        for epoch in range(80)
         for patch in islice(volumes.in_turn(np.random.default_rng(epoch)), 2)
     }
     assert seen == set(range(12))
