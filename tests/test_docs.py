@@ -1,0 +1,54 @@
+"""The README and docs say what is there: links lead somewhere, commands and settings are the ones there are, a project file loads."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from catalog import Project
+from voxloop.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = {command.name or (command.callback.__name__ if command.callback else "") for command in app.registered_commands}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_those_there_are(page: Path) -> None:
+    named = set(re.findall(r"voxloop ([a-z]+(?:-[a-z]+)?)(?= |`|$)", page.read_text(), re.MULTILINE))
+    assert named <= COMMANDS, named - COMMANDS
+    targets = set(re.findall(r"make ([a-z]+(?:-[a-z]+)?)(?=[ `\n])", page.read_text()))
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert targets <= known, targets - known
+
+
+def test_the_readme_fits_on_a_screen_and_names_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 80
+    assert "make demo" in text
+    assert "make test" in text
+
+
+def test_the_project_file_of_the_docs_loads(tmp_path: Path) -> None:
+    block = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/project.md").read_text(), re.DOTALL)[0]
+    path = tmp_path / "liver.yaml"
+    path.write_text(block)
+    assert Project.load(path).key == yaml.safe_load(block)["key"]
+
+
+def test_every_command_takes_home_and_json() -> None:
+    for name in COMMANDS:
+        said = subprocess.run(
+            [sys.executable, "-m", "voxloop", name, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        assert "--home" in said, name
+        assert "--json" in said, name
