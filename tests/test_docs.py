@@ -1,4 +1,4 @@
-"""The README and docs say what is there: links lead somewhere, commands and settings are the ones there are, a project file loads."""
+"""The README and docs say what is there: links lead somewhere, commands are the ones there are, a project file loads."""
 
 import re
 import subprocess
