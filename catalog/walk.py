@@ -33,10 +33,10 @@ __all__ = ["INLINE", "BrokenHeader", "Header", "NotDicom", "Pixels", "Truncated"
 INLINE: Final = 1_024
 """Bytes up to which a binary value is inlined."""
 
-_PREFIX, _WINDOW, _LARGEST, _INFLATED = 32_768, 262_144, 1 << 26, 1 << 28
-"""Bytes read first, read on with, of the largest value that is text, and that a deflated file may become."""
+_PREFIX, _WINDOW, _LARGEST, _INFLATED = 32_768, 65_536, 1 << 26, 1 << 26
+"""Bytes read first, read on with, of the longest value that is no reference, and inflated of a deflated file."""
 
-_DEPTH, _READS, _FRAMES, _REMEMBERED = 64, 1 << 21, 1 << 20, 512
+_DEPTH, _READS, _FRAMES, _REMEMBERED = 64, 1 << 18, 1 << 20, 512
 """How deep sequences may nest, how often pydicom may read, how many frames are listed, how long a remembered element may be."""
 
 _UNDEFINED, _ENDLESS = 0xFFFFFFFF, 1 << 62
@@ -233,26 +233,37 @@ class _Walk:
     def read_meta(self, at: int) -> int:
         """Read the file meta group, if there is one; where the data set begins."""
         head = self.buffer[at : at + 12]
+        if len(head) < 12:
+            raise _Ends("the file ends before its file meta group does")
         if head[:2] != b"\2\0":
             return at
         end = at + 12 + int.from_bytes(head[8:], "little")
-        if head[:8] != b"\2\0\0\0UL\4\0" or end > self.size:
+        if head[:8] != b"\2\0\0\0UL\4\0":
             raise _Unusual
-        if self.explicit(_Level(self.elements, charset_of(b""), 1, False, 0), at, end) != end:
+        ends = "the file ends before its file meta group does" if end > self.size else ""
+        try:
+            stopped = self.explicit(_Level(self.elements, charset_of(b""), 1, False, 0), at, min(end, self.size))
+        except _Ends as problem:
+            ends = str(problem)
+        if any(tag & 0xFFFF != 2 for tag in self.elements):  # the group's length is wrong
             raise _Unusual
-        if any(tag & 0xFFFF != 2 for tag in self.elements) or self.buffer[end - self.base :][:2] == b"\2\0":
+        if ends:
+            raise _Ends(ends)
+        if stopped != end or self.buffer[end - self.base :][:2] == b"\2\0":
             raise _Unusual
         return end
 
     def inflate(self, at: int) -> None:
+        """Put the first _INFLATED bytes of the deflated data set in the file's place; what follows them is not looked at."""
         stream = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
-            body = stream.decompress(self.pread(self.size, at), _INFLATED)
+            body = stream.decompress(self.pread(_INFLATED, at), _INFLATED)
         except zlib.error as problem:
             raise _Unusual from problem
         self.inflated = self.pread(at, 0) + body
-        self.buffer, self.base, self.size = self.inflated, 0, len(self.inflated)
-        self.cut = not stream.eof
+        self.buffer, self.base = self.inflated, 0
+        self.size = len(self.inflated) if len(body) < _INFLATED else _ENDLESS
+        self.cut = not stream.eof and self.size < _ENDLESS
 
     def explicit(self, level: "_Level", at: int, end: int) -> int:
         """Read elements from ``at`` to ``end``, an item's end or the pixels; where they stopped. The hot loop."""
@@ -684,6 +695,8 @@ def _lettered(vr: bytes) -> bool:
 
 
 def _begins_like_a_data_set(head: bytes) -> bool:
-    """Whether a file without preamble can be DICOM: a group up to 0040, in either byte order, or a command set."""
-    group = head[0] | head[1] if head[:1] == b"\0" or head[1:2] == b"\0" else 1
-    return len(head) >= 8 and not group & 1 and group <= 0x40 and (group > 0 or head[:8] == b"\0\0\0\0\4\0\0\0")
+    """Whether a file without preamble can be DICOM: an even group up to 0040, in either byte order, or a command set."""
+    if len(head) < 8 or (head[0] and head[1]):
+        return False
+    group = head[0] | head[1]
+    return not group & 1 and (0 < group <= 0x40 or head.startswith(b"\0\0\0\0\4\0\0\0"))
