@@ -177,8 +177,9 @@ def made(
         dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.PatientName = CTImageStorage, "1.2.3", "Doe^Jane"
         dataset.Rows = dataset.Columns = 4
         dataset.SamplesPerPixel, dataset.BitsAllocated, dataset.PixelRepresentation = 1, 16, 0
-    for keyword, value in attributes.items():
-        setattr(dataset, keyword, value)
+    with config.disable_value_validation():
+        for keyword, value in attributes.items():
+            setattr(dataset, keyword, value)
     if pixels is not None:
         dataset.PixelData = pixels or bytes(32 * int(dataset.get("NumberOfFrames", 1)))
         dataset["PixelData"].VR = "OB" if syntax == JPEGBaseline8Bit else "OW"
@@ -423,7 +424,7 @@ def test_a_file_cut_anywhere_is_truncated_or_shorter_never_worse(tmp_path: Path)
             left = header.json if header else {}
             assert all(full[tag] == attribute for tag, attribute in left.items())
         (tmp_path / "b.dcm").write_bytes(whole[:-12])
-        with pytest.raises(Truncated, match="b.dcm: the file ends"):
+        with pytest.raises(Truncated, match=r"b\.dcm: the file ends"):
             walk(tmp_path / "b.dcm")
 
 
