@@ -93,11 +93,12 @@ class _Bounded:
         self.reader, self.at, self.reads = reader, 0, 0
 
     def read(self, length: int = -1) -> bytes:
+        if length < 0:  # pydicom would inflate all of it, however much that is
+            raise RuntimeError("a deflated data set after a broken file meta group")
         self.reads += 1
         if self.reads > _READS:
             raise RuntimeError("more elements than a header has")
-        rest = max(self.reader.size - self.at, 0)
-        length = min(length, rest) if length >= 0 else rest
+        length = min(length, max(self.reader.size - self.at, 0))
         buffer, base = self.reader.need(self.at, length)
         self.at += length
         return buffer[self.at - length - base : self.at - base]

@@ -62,7 +62,10 @@ def charset_of(raw: bytes) -> Charset:
     terms = raw.decode(default_encoding).rstrip(" \0").split("\\")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Charset(convert_encodings(terms if len(terms) > 1 else terms[0]))
+        try:
+            return Charset(convert_encodings(terms if len(terms) > 1 else terms[0]))
+        except ValueError:  # no name that a codec can have
+            return Charset([default_encoding])
 
 
 def file_tag(tag: int) -> int:

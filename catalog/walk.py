@@ -13,6 +13,7 @@ uncommon form. Either way the attributes equal ``pydicom.Dataset.to_json_dict`` 
 The pixels are not read. Walk many files by one process: what is remembered grows to a bound, then starts anew.
 """
 
+import json
 import os
 import zlib
 from dataclasses import dataclass, field
@@ -65,8 +66,6 @@ class Header:
     @property
     def json(self) -> dict[str, Any]:
         """The DICOM JSON as a dict: tag → ``{"vr": …, "Value" | "InlineBinary" | "BulkDataURI": …}``."""
-        import json
-
         return dict(json.loads(self.text))
 
     def first(self, tag: int) -> Any:
