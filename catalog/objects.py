@@ -1,6 +1,5 @@
 """Files as rows of ``object_catalog``: what is on disk, what is known already, what is new."""
 
-import json
 import os
 import re
 import stat
@@ -14,9 +13,10 @@ from typing import Any
 import pyarrow as pa
 
 from catalog.disk import TEMPORARY
-from catalog.header import BrokenFile, NotDicom, read_header, typed
+from catalog.header import typed
 from catalog.schemas import OBJECT_KEY, OBJECTS
 from catalog.table import Conflict, DeltaTable, Part, write_part
+from catalog.walk import BrokenHeader, NotDicom, walk
 
 __all__ = ["Key", "Listed", "commit_absent", "known", "list_files", "listed", "rows"]
 
@@ -116,13 +116,14 @@ def _content(file: Listed) -> dict[str, Any]:
     if file.length == 0:
         return {"file_type": "other", "status": "not_dicom", "error": "the file is empty"}
     try:
-        header = read_header(file.path)
-        columns = typed(header)
-        meta = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace").decode("utf-8")
+        header = walk(file.path)
     except NotDicom as problem:
-        return {"file_type": "other", "status": "not_dicom", "error": _text(str(problem))[:500]}
-    except (BrokenFile, OSError, ValueError, RecursionError) as problem:
+        return {"file_type": "other", "status": "not_dicom", "error": _text(problem.problem)[:500]}
+    except BrokenHeader as problem:
+        return {"file_type": "dicom", "status": "broken", "error": _text(problem.problem)[:500]}
+    except OSError as problem:
         return {"file_type": "dicom", "status": "broken", "error": _text(str(problem))[:500]}
+    columns, meta = typed(header), header.text.decode("utf-8", "replace")
     lacking = [uid for uid in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID") if not columns[uid]]
     status = {"status": "incomplete", "error": f"{', '.join(lacking)} missing"} if lacking else {"status": "ok", "error": None}
     return {"file_type": "dicom", "meta": meta, **columns, **status}

@@ -168,11 +168,11 @@ def _stored(archive: "Archive", row: Mapping[str, Any]) -> Any:
 
 def _check_seg(archive: "Archive", row: Mapping[str, Any]) -> str:
     """The file's header is what was catalogued, and it carries this receipt."""
-    from catalog.header import read_header
+    from catalog.walk import walk
 
     path = _stored(archive, row).path
     metas = archive.objects.scan(("meta", "ingested_at"), where=f"path = {_quoted(path)}").read_all().to_pylist()
-    header = json.loads(json.dumps(read_header(path)))
+    header = walk(path).json
     if header != json.loads(max(metas, key=lambda m: m["ingested_at"])["meta"]):
         return "the DICOM SEG's header was changed"
     return "ok" if row["receipt"] in json.dumps(header) else "the DICOM SEG does not carry this receipt"
