@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
+
 __all__ = ["BenchResult", "compare", "device_name"]
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Median seconds a run of each way; ``ratio`` above 1 means better than the baseline. ``figures`` are a bench's own."""
+    """Median wall seconds a run of each way; ``ratio`` above 1 means better than the baseline. ``figures``: ``wall_ratio`` (the
+    same), ``cpu_ratio`` (CPU seconds of this process and its children), and a bench's own."""
 
     bench: str
     device: str
@@ -45,22 +48,28 @@ def compare(
     for _ in range(warmup):
         ours()
         baseline()
-    pairs: list[tuple[float, float]] = []
+    pairs: list[tuple[Cost, Cost]] = []
     for i in range(rounds):
         if i % 2:
-            theirs = _seconds(baseline)
-            pairs.append((_seconds(ours), theirs))
+            theirs = _cost(baseline)
+            pairs.append((_cost(ours), theirs))
         else:
-            mine = _seconds(ours)
-            pairs.append((mine, _seconds(baseline)))
+            mine = _cost(ours)
+            pairs.append((mine, _cost(baseline)))
+    ratios = {
+        "wall_ratio": statistics.median(theirs.wall / mine.wall for mine, theirs in pairs),
+        "cpu_ratio": statistics.median(theirs.cpu / mine.cpu for mine, theirs in pairs),
+        "ours_cpu": statistics.median(mine.cpu for mine, _ in pairs),
+        "baseline_cpu": statistics.median(theirs.cpu for _, theirs in pairs),
+    }
     return BenchResult(
         bench=bench,
         device=device_name(),
         n=n,
-        ours=statistics.median(mine for mine, _ in pairs),
-        baseline=statistics.median(theirs for _, theirs in pairs),
-        ratio=statistics.median(theirs / mine for mine, theirs in pairs),
-        figures=dict(figures or {}),
+        ours=statistics.median(mine.wall for mine, _ in pairs),
+        baseline=statistics.median(theirs.wall for _, theirs in pairs),
+        ratio=ratios["wall_ratio"],
+        figures={**ratios, **(figures or {})},
     )
 
 
@@ -82,7 +91,27 @@ def device_name() -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one run: by the clock, and of the processors (of this process and all its children)."""
+
+    wall: float
+    cpu: float
+
+
+def _cost(work: Callable[[], object]) -> Cost:
+    cpu, started = _cpu_seconds(), time.perf_counter()
     work()
-    return time.perf_counter() - started
+    return Cost(time.perf_counter() - started, max(_cpu_seconds() - cpu, 1e-9))
+
+
+def _cpu_seconds() -> float:
+    """CPU seconds of this process, its children that live and those that have ended."""
+    total, me = 0.0, psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.Error:  # it ended meanwhile; its parent has its times
+            continue
+        total += times.user + times.system + getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+    return total

@@ -290,6 +290,28 @@ def up(
 
 @app.command()
 @guarded
+def bench(
+    name: Annotated[str, typer.Argument(help="Which: ingest.")],
+    n: Annotated[int, typer.Option(min=10, help="How many instances.")] = 4000,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure ours against the obvious way, both warmed and in turn."""
+    from experiments import ingest_bench
+
+    if name != "ingest":
+        raise FrontDoorError("no such bench", about=name, remedy="there is: ingest")
+    settings = read(home)
+    with _spark(settings, warm=False) as spark, console.stage(f"bench {name} on {n} instances"):
+        result = ingest_bench.bench(spark, settings.home / "bench" / name, n=n)
+    figures = {key: round(value, 3) if isinstance(value, float) else value for key, value in result.as_json().items()}
+    console.note("\n".join(f"  {key:20} {value}" for key, value in figures.items()))
+    if json:
+        console.emit(figures)
+
+
+@app.command()
+@guarded
 def demo(
     cohort: Annotated[
         Path | None, typer.Option(help="Folder with images/ and labels/ (NIfTI); default: a synthetic cohort.")
