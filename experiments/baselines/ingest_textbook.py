@@ -1,4 +1,4 @@
-"""The textbook way to index DICOM headers with Spark: binaryFile lists, pydicom reads in a pool of threads, parquet is written."""
+"""The textbook way to index DICOM headers with Spark: binaryFile lists, pydicom reads in many threads, parquet is written."""
 
 import json
 import shutil
