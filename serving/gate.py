@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ import numpy as np
 from catalog.labels import LabelRevision, current, mask
 from catalog.progress import Progress
 from catalog.split import freeze
+from serving.errors import ServingError
 
 if TYPE_CHECKING:
     from catalog.archive import Archive
@@ -190,12 +192,13 @@ def evaluate(
 ) -> Evidence:
     """Run candidate, champion and best on the holdout's current label revisions, judge, and record the evidence.
 
-    What earlier evidence says of a version and a label revision is not computed again. For a candidate that its evidence has
+    What earlier evidence says of a version and a label revision is not computed again; evidence that was changed or lost counts
+    as none. For a candidate that its evidence has
     made champion already, that evidence is returned: the step may be repeated.
     """
     model = project.model
     champion = registry.champion(model)
-    if champion == candidate and (recorded := registry.evidence(model, candidate)) is not None:
+    if champion == candidate and (recorded := _recorded(registry, model, candidate)) is not None:
         return recorded
     best, labels_version = registry.best(model), archive.labels.version()
     holdout = {series for series, role in freeze(archive, project).items() if role == "holdout"}
@@ -216,6 +219,12 @@ def evaluate(
     return evidence
 
 
+def _recorded(registry: "Registry", model: str, version: str) -> Evidence | None:
+    with suppress(ServingError):
+        return registry.evidence(model, version)
+    return None
+
+
 def _dice(
     archive: "Archive",
     project: "Project",
@@ -230,7 +239,7 @@ def _dice(
 
     scores: dict[str, dict[str, dict[str, float | None]]] = {}
     for version in versions:
-        earlier = registry.evidence(project.model, version)
+        earlier = _recorded(registry, project.model, version)
         scores[version] = dict(earlier.scores[version]) if earlier is not None else {}
     hot = {
         version: functools.cache(lambda v=version: load(registry.fetch(project.model, v, archive.home / "models")))

@@ -9,6 +9,7 @@ import functools
 import json
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -19,9 +20,10 @@ from serving.gate import Evidence
 __all__ = ["ALIAS", "Registry"]
 
 ALIAS = "champion"
-VERDICT, DIGEST, ARTIFACT = "voxloop.verdict", "voxloop.evidence_sha256", "voxloop.evidence"
+VERDICT, ARTIFACT = "voxloop.verdict", "voxloop.evidence"
 PREVIOUS, ROLLED_BACK, PROMOTED = "voxloop.previous_champion", "voxloop.rolled_back", "voxloop.promoted"
 HOLDOUT_DICE = "voxloop.holdout_dice"
+JUDGE = "voxloop gate PROJECT {}"  # of a version
 NAMED = "registered_model_meta"  # the file that MLflow adds to what it downloads from a registry
 
 P = ParamSpec("P")
@@ -97,18 +99,18 @@ class Registry:
 
     @_said
     def record(self, evidence: Evidence) -> None:
-        """Keep the gate's evidence: a JSON artifact of the candidate's run, and tags on its version."""
+        """Keep the gate's evidence: a JSON artifact of the candidate's run, named by its digest, and tags on its version. The
+        last tag names the artifact: until then the evidence before counts."""
         version = self._client.get_model_version(evidence.model, evidence.candidate)
-        path = f"gate/{evidence.model}/{evidence.candidate}.json"
+        path = f"gate/{evidence.digest}.json"
         self._client.log_dict(version.run_id, evidence.to_dict(), path)
         tags = {
-            ARTIFACT: path,
-            DIGEST: evidence.digest,
             HOLDOUT_DICE: f"{evidence.means.get(evidence.candidate, 0.0):.6f}",
             "voxloop.unproven": str(evidence.unproven).lower(),
             "voxloop.holdout_patients": str(evidence.patients),
             "voxloop.reason": evidence.reason,
             VERDICT: evidence.verdict,
+            ARTIFACT: path,
         }
         for key, value in tags.items():
             self._client.set_model_version_tag(evidence.model, evidence.candidate, key, value)
@@ -119,12 +121,12 @@ class Registry:
         stored = self._client.get_model_version(model, version)
         if ARTIFACT not in stored.tags:
             return None
-        with tempfile.TemporaryDirectory() as scratch:
-            path = self._client.download_artifacts(stored.run_id, stored.tags[ARTIFACT], scratch)
-            evidence = Evidence.from_dict(json.loads(Path(path).read_text()))
-        if evidence.digest != stored.tags.get(DIGEST) or (evidence.model, evidence.candidate) != (model, version):
-            raise ServingError("its evidence was changed", about=f"{model} version {version}", remedy="run the gate again")
-        return evidence
+        with tempfile.TemporaryDirectory() as scratch, suppress(ValueError, TypeError, KeyError):
+            path = Path(self._client.download_artifacts(stored.run_id, stored.tags[ARTIFACT], scratch))
+            evidence = Evidence.from_dict(json.loads(path.read_text()))
+            if (evidence.digest, evidence.model, evidence.candidate) == (path.stem, model, version):
+                return evidence
+        raise ServingError("its evidence was changed", about=f"{model} version {version}", remedy=JUDGE.format(version))
 
     @_said
     def promote(self, model: str, version: str, evidence: Evidence | None = None) -> bool:
@@ -133,7 +135,7 @@ class Registry:
         recorded = self.evidence(model, version)
         about = f"{model} version {version}"
         if recorded is None or (evidence is not None and evidence.digest != recorded.digest):
-            raise ServingError("no matching evidence is recorded", about=about, remedy="run the gate first")
+            raise ServingError("no matching evidence is recorded", about=about, remedy=JUDGE.format(version))
         if recorded.verdict != "champion":
             return False
         current = self._aliased(model)
@@ -143,7 +145,7 @@ class Registry:
             raise ServingError(
                 f"was judged against champion {recorded.champion}, the champion is now {current and current.version}",
                 about=about,
-                remedy="run the gate again",
+                remedy=JUDGE.format(version),
             )
         self._client.delete_model_version_tag(model, version, ROLLED_BACK)
         self._client.set_model_version_tag(model, version, PREVIOUS, recorded.champion or "")

@@ -8,7 +8,7 @@ import pytest
 
 from serving.errors import ServingError
 from serving.gate import evaluate
-from serving.registry import ALIAS, Registry
+from serving.registry import ALIAS, ARTIFACT, Registry
 
 pytestmark = pytest.mark.slow
 
@@ -103,9 +103,29 @@ def test_changed_or_stale_evidence_is_refused(world: Any) -> None:
     registry.promote(model, strong, gate(world, model, strong))
     with pytest.raises(ServingError, match="champion is now 2"):
         registry.promote(model, weak, before)
-    client.log_dict(world.untrained, {**before.to_dict(), "patients": 99}, f"gate/{model}/{weak}.json")
-    with pytest.raises(ServingError, match="evidence was changed"):
+    kept = client.get_model_version(model, weak).tags[ARTIFACT]
+    client.log_dict(world.untrained, {**before.to_dict(), "patients": 99}, kept)
+    with pytest.raises(ServingError, match=f"evidence was changed.*voxloop gate PROJECT {weak}"):
         registry.promote(model, weak)
+    assert gate(world, model, weak).patients == 5
+    client.log_text(world.untrained, "{", client.get_model_version(model, weak).tags[ARTIFACT])
+    assert gate(world, model, weak) == registry.evidence(model, weak)
+
+
+def test_evidence_is_recorded_whole_or_not_at_all(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, model = Registry(world.registry.tracking_uri), "interrupted"
+    version = registry.register(world.trained, model=model)
+    before = gate(world, model, version)
+    tag, calls = registry._client.set_model_version_tag, 6
+    for survived in range(calls):
+        left = iter([tag] * survived)
+        monkeypatch.setattr(registry._client, "set_model_version_tag", lambda *given, left=left: next(left)(*given))
+        with pytest.raises(StopIteration):
+            registry.record(replace(before, reason=f"stopped after {survived}"))
+        assert registry.evidence(model, version) == before
+    monkeypatch.setattr(registry._client, "set_model_version_tag", tag)
+    registry.record(replace(before, reason="done"))
+    assert registry.evidence(model, version) == replace(before, reason="done")
 
 
 def test_an_unreachable_registry_is_one_line() -> None:
