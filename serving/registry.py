@@ -1,8 +1,9 @@
 """Versions of a model in MLflow's registry: made from runs, promoted with evidence, rolled back.
 
 The alias ``champion`` says which version is served. It is moved only by ``promote`` and ``rollback``; a version that it names
-without the gate's verdict "champion" was put there by hand and is refused (``champion``). Every step may be repeated: a run has
-one version, evidence and promotion are written over by the same values, the alias moves last.
+without having been promoted, or that was rolled back, was put there by hand and is refused (``champion``). Every step may be
+repeated: a run has one version, evidence and promotion are written over by the same values, what a killed rollback began is
+finished by the next.
 """
 
 import functools
@@ -65,8 +66,7 @@ class Registry:
         run gives the same version. ``home`` and ``index_url`` say where it looks up a series unless told otherwise."""
         from serving.model import log_model
 
-        found = self._client.search_model_versions(f"name='{model}'")
-        versions = [int(version.version) for version in found if version.run_id == run_id]
+        versions = [int(version.version) for version in self._versions(model) if version.run_id == run_id]
         if versions:
             return str(min(versions))
         run = self._client.get_run(run_id)
@@ -80,11 +80,12 @@ class Registry:
 
     @_said
     def champion(self, model: str) -> str | None:
-        """The version that is to be served; None before the first promotion. ServingError for one without evidence."""
+        """The version that is to be served; None before the first promotion. ServingError for one that was put there by hand."""
         version = self._aliased(model)
-        if version is not None and version.tags.get(VERDICT) != "champion":
+        if version is not None and not _promoted(version):
+            said = "which was rolled back" if ROLLED_BACK in version.tags else "which was never promoted"
             raise ServingError(
-                f"alias {ALIAS} was moved by hand to version {version.version}, which the gate has not passed",
+                f"alias {ALIAS} was moved by hand to version {version.version}, {said}",
                 about=f"model {model}",
                 remedy=f"voxloop promote {model} {version.version}, or move the alias back",
             )
@@ -93,8 +94,7 @@ class Registry:
     @_said
     def best(self, model: str) -> str | None:
         """The version with the highest holdout Dice of those ever promoted and not rolled back."""
-        tagged = [(v.tags.get(HOLDOUT_DICE), v) for v in self._client.search_model_versions(f"name='{model}'")]
-        ever = [(float(d), int(v.version)) for d, v in tagged if d and PROMOTED in v.tags and ROLLED_BACK not in v.tags]
+        ever = [(float(v.tags[HOLDOUT_DICE]), int(v.version)) for v in self._versions(model) if _promoted(v)]
         return str(max(ever)[1]) if ever else None
 
     @_said
@@ -157,12 +157,18 @@ class Registry:
     def rollback(self, model: str) -> str:
         """Put the previous champion back and return its version; the one taken down is tagged and stays."""
         current = self._aliased(model)
+        if current is not None:
+            since = current.tags.get(PROMOTED, "")
+            for taken in self._versions(model):  # of one that was killed: the alias was moved, the tag was not written
+                if _promoted(taken) and (taken.tags.get(PREVIOUS), taken.tags[PROMOTED] > since) == (str(current.version), True):
+                    self._client.set_model_version_tag(model, taken.version, ROLLED_BACK, _now())
+                    return str(current.version)
         previous = current.tags.get(PREVIOUS, "") if current is not None else ""
         if current is None or not previous:
             raise ServingError("there is no previous champion", about=f"model {model}", remedy="promote another version")
+        self._client.set_registered_model_alias(model, ALIAS, previous)  # first: a champion that is tagged is refused
         self._client.set_model_version_tag(model, current.version, ROLLED_BACK, _now())
-        self._client.set_registered_model_alias(model, ALIAS, previous)
-        return previous
+        return str(previous)
 
     @_said
     def fetch(self, model: str, version: str, models: Path) -> Path:
@@ -182,6 +188,10 @@ class Registry:
                     if not folder.is_dir():  # another process may have put the same files there
                         raise
         return folder
+
+    def _versions(self, model: str) -> list[Any]:
+        quote = '"' if "'" in model else "'"  # MLflow's filters know no escape
+        return [v for v in self._client.search_model_versions(f"name={quote}{model}{quote}") if v.name == model]
 
     def _aliased(self, model: str) -> Any:
         from mlflow.exceptions import MlflowException
@@ -203,5 +213,9 @@ class Registry:
                 raise
 
 
+def _promoted(version: Any) -> bool:
+    return PROMOTED in version.tags and ROLLED_BACK not in version.tags
+
+
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="microseconds")

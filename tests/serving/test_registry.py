@@ -8,7 +8,7 @@ import pytest
 
 from serving.errors import ServingError
 from serving.gate import evaluate
-from serving.registry import ALIAS, ARTIFACT, Registry
+from serving.registry import ALIAS, ARTIFACT, ROLLED_BACK, Registry
 
 pytestmark = pytest.mark.slow
 
@@ -67,8 +67,35 @@ def test_the_champion_moves_with_evidence_and_back(world: Any) -> None:
     assert registry.champion(model) == registry.best(model) == strong
     assert registry.rollback(model) == weak == registry.champion(model)
     assert registry.best(model) == weak
+    client = mlflow.MlflowClient(registry.tracking_uri)
+    client.set_registered_model_alias(model, ALIAS, strong)
+    with pytest.raises(ServingError, match="by hand to version 2, which was rolled back"):
+        registry.champion(model)
+    client.set_registered_model_alias(model, ALIAS, weak)
     with pytest.raises(ServingError, match="no previous champion"):
         registry.rollback(model)
+
+
+def test_a_rollback_that_was_killed_is_finished_by_the_next(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, model = Registry(world.registry.tracking_uri), "killed rollback"
+    weak, strong = (registry.register(run, model=model) for run in (world.untrained, world.trained))
+    for version in (weak, strong):
+        assert registry.promote(model, version, gate(world, model, version))
+    tag = registry._client.set_model_version_tag
+    monkeypatch.setattr(registry._client, "set_model_version_tag", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        registry.rollback(model)
+    assert registry.champion(model) == weak
+    monkeypatch.setattr(registry._client, "set_model_version_tag", tag)
+    assert registry.rollback(model) == weak == registry.champion(model)
+    assert ROLLED_BACK in registry._client.get_model_version(model, strong).tags
+
+
+def test_a_quote_in_a_models_name_is_no_filter(world: Any) -> None:
+    for model in ("children's", 'the "best"'):
+        version = world.registry.register(world.trained, model=model)
+        assert world.registry.register(world.trained, model=model) == version
+        assert world.registry.best(model) is None
 
 
 def test_a_worse_candidate_stays_where_it_is(world: Any) -> None:
@@ -93,6 +120,10 @@ def test_an_alias_moved_by_hand_is_refused(world: Any) -> None:
         registry.champion(model)
     with pytest.raises(ServingError, match="no matching evidence"):
         registry.promote(model, version)
+    assert gate(world, f"{model} judged", registry.register(world.trained, model=f"{model} judged")).verdict == "champion"
+    mlflow.MlflowClient(registry.tracking_uri).set_registered_model_alias(f"{model} judged", ALIAS, version)
+    with pytest.raises(ServingError, match="never promoted"):
+        registry.champion(f"{model} judged")
 
 
 def test_changed_or_stale_evidence_is_refused(world: Any) -> None:
