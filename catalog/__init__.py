@@ -1,7 +1,7 @@
 """Every DICOM object as a row, and what others say about it: labels, predictions, scores."""
 
 from catalog.archive import Archive
-from catalog.cohort import CohortFolder
+from catalog.cohort import CohortFolder, Origin
 from catalog.disk import atomic_file
 from catalog.errors import CatalogError, VoxloopError
 from catalog.importing import ImportReport, import_nifti
@@ -30,6 +30,7 @@ __all__ = [
     "LabelRevision",
     "LabelSet",
     "MemoryTable",
+    "Origin",
     "Progress",
     "Project",
     "Role",

@@ -1,19 +1,21 @@
 """One home: its tables, its stored objects, its index, its volumes."""
 
 import fcntl
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import sqlalchemy as sa
 
 from catalog import views
 from catalog.errors import CatalogError
 from catalog.index import Index, Indexed
 from catalog.schemas import LABELS, OBJECTS, PREDICTIONS, SCORES, SPLITS
-from catalog.sources import arranged, read_series
-from catalog.store import Journal, finish, put
+from catalog.sources import arranged, gone, read_series
+from catalog.store import Journal, adopt, finish, put
 from catalog.table import DeltaTable
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ class Archive:
     """
 
     def __init__(self, home: str | Path, *, index_url: str | None = None) -> None:
-        self.home = Path(home).absolute()
+        self.home = Path(os.path.abspath(home))
         self.index_url = index_url
         tables = self.home / "tables"
         self.objects = DeltaTable(tables / "object_catalog", OBJECTS)
@@ -38,7 +40,7 @@ class Archive:
         self.predictions = DeltaTable(tables / "predictions", PREDICTIONS)
         self.scores = DeltaTable(tables / "scores", SCORES)
         self.splits = DeltaTable(tables / "splits", SPLITS)
-        self.index = Index(index_url or f"sqlite:///{self.home / 'index.db'}")
+        self.index = Index(index_url or sa.URL.create("sqlite", database=str(self.home / "index.db")))
 
     def __repr__(self) -> str:
         return f"Archive({str(self.home)!r})"
@@ -51,6 +53,15 @@ class Archive:
         """
         with self.writing():
             return put(self, datasets, folder=folder, journal=Journal(self.home, f"{writer}/{batch}"))
+
+    def adopt(self, paths: Iterable[str | Path], *, writer: str) -> int:
+        """Put DICOM files that other processes wrote under HOME/volume into ``object_catalog``; how many rows that added.
+
+        A repeat adds nothing; ``writer`` names the work for the journal. Raises CatalogError where a file lies elsewhere or
+        is not there: nothing is added.
+        """
+        with self.writing():
+            return adopt(self, [Path(os.path.abspath(path)) for path in paths], journal=Journal(self.home, writer))
 
     def series_files(self, series_uid: str) -> list[Path]:
         """The current files of a series, one an instance, by InstanceNumber; CatalogError where it is unknown."""
@@ -94,7 +105,10 @@ class Archive:
         from pydicom import config, dcmread
 
         with config.disable_value_validation():
-            return [dcmread(path, stop_before_pixels=True) for path in self.series_files(series_uid)]
+            try:
+                return [dcmread(path, stop_before_pixels=True) for path in self.series_files(series_uid)]
+            except FileNotFoundError as problem:
+                raise gone(problem.filename) from None
 
     def _indexed(self, series_uid: str) -> list[Indexed]:
         self.home.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -10,7 +11,7 @@ from typing import BinaryIO
 
 from catalog.errors import CatalogError
 
-__all__ = ["TEMPORARY", "atomic_file", "full_disk", "sync_files", "sync_folder"]
+__all__ = ["TEMPORARY", "atomic_file", "disk_full", "full_disk", "remove_leftovers", "sync_files", "sync_folder"]
 
 TEMPORARY = ".tmp-"
 """What the name of a file begins with while it is being written."""
@@ -33,6 +34,24 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
                 temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that are no more left half-written in ``folder``."""
+    for left in folder.glob(f"{TEMPORARY}*"):
+        writer = left.name.removeprefix(TEMPORARY).partition("-")[0]
+        if writer.isdigit() and not _runs(int(writer)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def sync_files(paths: Sequence[Path]) -> None:
@@ -63,5 +82,10 @@ def full_disk(path: Path) -> Iterator[None]:
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        remedy = "free some space, then run the same command again: it continues where it stopped"
-        raise CatalogError("the disk is full", about=str(path), remedy=remedy) from problem
+        raise disk_full(str(path)) from problem
+
+
+def disk_full(about: str) -> CatalogError:
+    """What to raise where there is no space left."""
+    remedy = "free some space, then run the same command again: it continues where it stopped"
+    return CatalogError("the disk is full", about=about, remedy=remedy)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catalog.cohort import CohortFolder
+from catalog.cohort import CohortFolder, Origin
 from catalog.errors import CatalogError
 from catalog.labelset import LabelSet, Structure
 from catalog.nifti import lps_affine, open_nifti, right_angled, voxels
@@ -48,7 +48,7 @@ class _Pair:
 
 
 def import_nifti(folder: Path, out: Path, *, modality: str | None = None, progress: Progress | None = None) -> ImportReport:
-    """Write the cohort in ``folder`` to ``out``: images/CASE/NNNN.dcm, labels/CASE.dcm (SEG), label_set.json, index.csv.
+    """Write the cohort in ``folder`` to ``out``, a ``catalog.cohort`` folder.
 
     One patient, study and series a case; UIDs follow from the cohort's name (dataset.json's, else the folder's) and the
     case. Structures come from label_set.json in ``folder``, else from ``labels`` in its dataset.json, else from the values
@@ -58,7 +58,7 @@ def import_nifti(folder: Path, out: Path, *, modality: str | None = None, progre
 
     Raises CatalogError, which names the file and the remedy, for: no images, a label without an image or with another
     shape or affine, a file that is cut short, is no NIfTI or has more than three dimensions, a sheared affine, a value that
-    is not finite or has no structure, a full disk.
+    is not finite or has no structure, a case that ``out`` has from another image or label, another label set, a full disk.
     """
     folder, out = Path(folder), Path(out)
     pairs = _pairs(folder)
@@ -68,15 +68,14 @@ def import_nifti(folder: Path, out: Path, *, modality: str | None = None, progre
     _refuse_foreign(values, labels)
     name = str(described.get("name") or folder.resolve().name)
     cohort = CohortFolder(out, name, labels, modality=modality or _modality(described, low))
-    written = 0
+    missing = cohort.claim({pair.case: Origin.of_files(pair.image, pair.label) for pair in pairs})
     for done, pair in enumerate(pairs, start=1):
-        if not cohort.has(pair.case, labelled=pair.label is not None):
+        if pair.case in missing:
             cohort.write(pair.case, _volume(pair.image), _mask(pair))
-            written += 1
         if progress:
             progress(len(pairs) + done, 2 * len(pairs))
     cohort.close((pair.case, pair.label is not None) for pair in pairs)
-    return ImportReport(len(pairs), sum(pair.label is not None for pair in pairs), written, cohort.modality, out)
+    return ImportReport(len(pairs), sum(pair.label is not None for pair in pairs), len(missing), cohort.modality, out)
 
 
 def _pairs(folder: Path) -> list[_Pair]:

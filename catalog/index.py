@@ -3,6 +3,7 @@
 Never truth: it follows the table by version, catches up after a crash, and can be dropped and rebuilt.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -65,7 +66,7 @@ class Indexed(NamedTuple):
 class Index:
     """The index at a SQLAlchemy ``url`` (SQLite or Postgres), created when first used."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | sa.URL) -> None:
         self.url = url
         self._opened: sa.Engine | None = None
 
@@ -92,7 +93,10 @@ class Index:
         return self.follow(objects)
 
     def files(self, series_uid: str) -> list[Indexed]:
-        """The current objects of a series, one a SOPInstanceUID, by InstanceNumber; empty where the series is unknown."""
+        """The current objects of a series, one a SOPInstanceUID, by InstanceNumber; empty where the series is unknown.
+
+        Of several files of one object the latest good one counts, an earlier one where that has gone.
+        """
         return self._current(_FILES.c.series == series_uid)
 
     def instance(self, sop_uid: str) -> Indexed | None:
@@ -101,13 +105,19 @@ class Index:
         return found[0] if found else None
 
     def _current(self, condition: sa.ColumnElement[bool]) -> list[Indexed]:
-        newer = _FILES.alias()
-        later = sa.or_(newer.c.seen > _FILES.c.seen, sa.and_(newer.c.seen == _FILES.c.seen, newer.c.path > _FILES.c.path))
-        superseded = sa.exists().where(newer.c.sop == _FILES.c.sop, newer.c.ok, later)
+        """Of each SOPInstanceUID the latest good file that is still there, or the latest where none is, if it fits."""
+        meant = sa.select(_FILES.c.sop).where(condition, _FILES.c.ok)
         columns = [_FILES.c[name] for name in ("sop", "path", "sop_class", "series", "study", "patient")]
-        query = sa.select(*columns).where(condition, _FILES.c.ok, ~superseded).order_by(_FILES.c.instance, _FILES.c.sop)
+        fits = sa.case((condition, 1), else_=0)
+        query = sa.select(fits, *columns).where(_FILES.c.sop.in_(meant), _FILES.c.ok)
+        query = query.order_by(_FILES.c.instance, _FILES.c.sop, _FILES.c.seen.desc(), _FILES.c.path.desc())
+        copies: dict[str, list[tuple[bool, Indexed]]] = {}
         with self._engine().connect() as connection:
-            return [Indexed(*(value or "" for value in row)) for row in connection.execute(query)]
+            for fit, *row in connection.execute(query):
+                found = Indexed(*(value or "" for value in row))
+                copies.setdefault(found.sop_uid, []).append((bool(fit), found))
+        chosen = [next((copy for copy in known if os.path.exists(copy[1].path)), known[0]) for known in copies.values()]
+        return [found for fit, found in chosen if fit]
 
     def _followed(self, connection: sa.Connection) -> int:
         return int(connection.execute(sa.select(_STATE.c.version).with_for_update()).scalar_one())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from catalog.archive import Archive
+from catalog.disk import disk_full
 from catalog.errors import CatalogError
 from catalog.objects import Listed, commit_absent, known, list_files, rows
 from catalog.progress import Progress
@@ -28,13 +29,17 @@ FILES_A_PART = 2000
 
 _FILES = pa.schema([("path", pa.binary()), ("modified", pa.int64()), ("length", pa.int64()), ("problem", pa.string())])
 _FILES_DDL = "path binary, modified bigint, length bigint, problem string"
-_PARTS_DDL = "name string, size bigint, rows bigint, bad bigint"
+_PARTS = pa.schema(
+    [("name", pa.string()), ("size", pa.int64()), ("rows", pa.int64())]
+    + [(name, pa.string()) for name in ("problem", "about", "remedy")]
+)
+_PARTS_DDL = "name string, size bigint, rows bigint, problem string, about string, remedy string"
 
 
 @dataclass(frozen=True)
 class IngestReport:
     """Counts of files: ``found`` on disk, ``added`` as rows, ``unchanged`` since an earlier ingest and not opened, ``bad``
-    among the added (their rows say why); ``version`` is the table's that has them all."""
+    those among the found that are not usable (their rows say why); ``version`` is the table's that has them all."""
 
     found: int
     added: int
@@ -54,7 +59,7 @@ def ingest(spark: "SparkSession", archive: Archive, path: str | Path, *, progres
     its reason. Two ingests of one folder at once add each file once. Nothing is visible before the one commit at the end,
     so an interrupted ingest is simply run again. CatalogError where ``path`` is not there.
     """
-    root = Path(path).absolute()
+    root = Path(os.path.abspath(path))
     if not root.exists():
         raise CatalogError("no such folder or file", about=str(path), remedy="check the path")
     # A home below ``path`` holds only what is catalogued already; ``path`` may also lie inside the home.
@@ -63,20 +68,19 @@ def ingest(spark: "SparkSession", archive: Archive, path: str | Path, *, progres
     present = known(archive.objects, read, str(root))
     found = list(list_files(root, skip=own))
     new = [file for file in found if file.key not in present]
-    version, added, bad = read, 0, 0
+    version, added = read, 0
     if new:
         archive.objects.create()
-        parts, bad = _parse(spark, new, root, archive.objects.path, progress)
+        parts = _parse(spark, new, root, archive.objects.path, progress)
         writer = f"ingest/{uuid.uuid4()}"
         version, added = commit_absent(archive.objects, parts, prefix=str(root), writer=writer, read=max(read, 0))
     archive.index.follow(archive.objects)
-    return IngestReport(len(found), added, len(found) - added, min(bad, added), version)
+    bad = known(archive.objects, version, str(root), where="status <> 'ok'")
+    return IngestReport(len(found), added, len(found) - added, sum(file.key in bad for file in found), version)
 
 
-def _parse(
-    spark: "SparkSession", files: Sequence[Listed], root: Path, table: Path, progress: Progress | None
-) -> tuple[list[Part], int]:
-    """The parts that the workers wrote, and how many of their rows are bad."""
+def _parse(spark: "SparkSession", files: Sequence[Listed], root: Path, table: Path, progress: Progress | None) -> list[Part]:
+    """The parts that the workers wrote; CatalogError where one could not."""
     context = spark.sparkContext
     partitions = max(min(context.defaultParallelism, len(files)), math.ceil(len(files) / FILES_A_PART))
     listing = pa.Table.from_pydict(
@@ -91,12 +95,27 @@ def _parse(
     done = context.accumulator(0)
     frame = spark.createDataFrame(listing, schema=_FILES_DDL).repartition(partitions)
     with _reported(progress, lambda: int(done.value), len(files)):
-        written = frame.mapInArrow(_worker(str(root), str(table), done), _PARTS_DDL).collect()
-    return [Part(part.name, part.size, part.rows) for part in written], sum(part.bad for part in written)
+        written = _collected(frame.mapInArrow(_worker(str(root), str(table), done), _PARTS_DDL))
+    for failed in written:
+        if failed.problem:
+            raise CatalogError(failed.problem, about=failed.about, remedy=failed.remedy)
+    return [Part(part.name, part.size, part.rows) for part in written]
+
+
+def _collected(frame: Any) -> list[Any]:
+    try:
+        return list(frame.collect())
+    except Exception as problem:  # Spark raises several kinds, which share no base
+        if "No space left on device" in str(problem):
+            raise disk_full("Spark's scratch folder") from None
+        raise
 
 
 def _worker(root: str, table: str, done: Any) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """What a task does with its share of the listing: one parquet file in the table's folder, not yet committed."""
+    """What a task does with its share of the listing: one parquet file in the table's folder, not yet committed.
+
+    What keeps it from writing comes back as a row: an exception would reach the driver as a page of Java's.
+    """
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         tables = []
@@ -106,12 +125,19 @@ def _worker(root: str, table: str, done: Any) -> Callable[[Iterator[pa.RecordBat
                 tables.append(rows(files[start : start + 250], root))
                 done.add(tables[-1].num_rows)
         if sum(found.num_rows for found in tables):
-            parsed = pa.concat_tables(tables)
-            part = write_part(parsed, table)
-            bad = parsed.num_rows - parsed["status"].to_pylist().count("ok")
-            yield pa.RecordBatch.from_pydict({"name": [part.name], "size": [part.size], "rows": [part.rows], "bad": [bad]})
+            yield pa.RecordBatch.from_pylist([_written(pa.concat_tables(tables), table)], schema=_PARTS)
 
     return work
+
+
+def _written(parsed: pa.Table, table: str) -> dict[str, Any]:
+    try:
+        return asdict(write_part(parsed, table))
+    except CatalogError as failed:
+        return {"problem": failed.problem, "about": failed.about, "remedy": failed.remedy}
+    except OSError as failed:
+        remedy = "make the home writable, then run the same command again"
+        return {"problem": f"cannot be written: {failed.strerror}", "about": table, "remedy": remedy}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from catalog.disk import TEMPORARY
 from catalog.header import BrokenFile, NotDicom, read_header, typed
 from catalog.schemas import OBJECT_KEY, OBJECTS
 from catalog.table import Conflict, DeltaTable, Part, write_part
@@ -47,7 +48,8 @@ def listed(path: str | Path) -> Listed:
 def list_files(root: str | Path, *, skip: Collection[str] = ()) -> Iterator[Listed]:
     """Every file under ``root`` (or ``root`` itself), through symbolic links, each folder once however often it is linked.
 
-    Folders whose real path is in ``skip`` are left out. What cannot be opened is listed with its problem.
+    Left out are folders whose real path is in ``skip``, and what is still being written (``disk.TEMPORARY``).
+    What cannot be opened is listed with its problem.
     """
     start = os.path.abspath(root)
     if not os.path.isdir(start):
@@ -57,7 +59,7 @@ def list_files(root: str | Path, *, skip: Collection[str] = ()) -> Iterator[List
     while folders:
         folder = folders.pop()
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(TEMPORARY)), key=lambda entry: entry.name)
         except OSError as problem:
             yield Listed(folder, 0, 0, f"the folder cannot be read: {problem.strerror}")
             continue
@@ -126,10 +128,10 @@ def _content(file: Listed) -> dict[str, Any]:
     return {"file_type": "dicom", "meta": meta, **columns, **status}
 
 
-def known(table: DeltaTable, version: int, prefix: str) -> set[Key]:
-    """The keys of the rows at ``version`` whose path starts with ``prefix``."""
-    where = f"starts_with(path, '{_text(prefix).replace(chr(39), chr(39) * 2)}')"
-    return _keys(table.scan(OBJECT_KEY, where=where, version=version).read_all())
+def known(table: DeltaTable, version: int, prefix: str, *, where: str = "true") -> set[Key]:
+    """The keys of the rows at ``version`` whose path starts with ``prefix`` and for which ``where`` (SQL) holds."""
+    under = f"starts_with(path, '{_text(prefix).replace(chr(39), chr(39) * 2)}')"
+    return _keys(table.scan(OBJECT_KEY, where=f"{under} AND {where}", version=version).read_all())
 
 
 def commit_absent(table: DeltaTable, parts: Sequence[Part], *, prefix: str, writer: str, read: int) -> tuple[int, int]:

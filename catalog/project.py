@@ -84,6 +84,9 @@ class Project:
         return cases
 
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # safe in a path, in SQL and in a model's URI
+
+
 class _Strict(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
 
@@ -113,12 +116,12 @@ class _SplitIn(_Strict):
 
 
 class _File(_Strict):
-    key: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+    key: Annotated[str, pydantic.Field(pattern=_NAME, max_length=63)]
     cohort: str
     label_set: _LabelSetIn
     plan: dict[str, Any] = {}
     split: _SplitIn = _SplitIn()
-    model: Annotated[str, pydantic.Field(min_length=1, pattern=r"^[^/:]+$")]
+    model: Annotated[str, pydantic.Field(pattern=_NAME, max_length=128)]
     margin: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.02
 
     @pydantic.field_validator("label_set")

@@ -102,4 +102,4 @@ SOPInstanceUIDs in ``source_uids``; ``volumes_ml`` is millilitres by structure."
 SCORES = pa.schema([*_texts("project", "series_uid", "model_version", "kind"), ("value", _REAL), ("created_at", _TIME)])
 
 SPLITS = pa.schema([*_texts("project", "unit", "unit_kind", "role"), ("created_at", _TIME)])
-"""``unit`` is a PatientID, or a StudyInstanceUID where ``unit_kind`` is ``study`` (the study has no PatientID)."""
+"""``unit`` is a PatientID, or a StudyInstanceUID where ``unit_kind`` is ``study`` (it names no patient, or several)."""

@@ -94,6 +94,7 @@ def write_slices(series: Series, folder: Path) -> None:
     temporary = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}")
     try:
         with full_disk(folder):
+            shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had our number
             temporary.mkdir(parents=True)
             paths = [temporary / f"{number:04d}.dcm" for number in range(1, len(series.pixels) + 1)]
             fixed = _fixed_parts(series.headers[0])

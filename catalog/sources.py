@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import highdicom as hd
     from pydicom import Dataset
 
-__all__ = ["FileVolumes", "VolumeSource", "arranged", "in_slice_order", "read_series"]
+__all__ = ["FileVolumes", "VolumeSource", "arranged", "gone", "in_slice_order", "read_series"]
 
 
 class VolumeSource(Protocol):
@@ -56,8 +56,7 @@ def read_series(paths: Iterable[Path], *, about: str, lenient: bool = False) -> 
             try:
                 dataset = dcmread(path)
             except FileNotFoundError:
-                remedy = "bring the file back, or ingest its folder again"
-                raise CatalogError("the file has gone", about=str(path), remedy=remedy) from None
+                raise gone(path) from None
             except InvalidDicomError:
                 if lenient:
                     continue
@@ -77,6 +76,11 @@ def read_series(paths: Iterable[Path], *, about: str, lenient: bool = False) -> 
     if found.number_of_channel_dimensions:
         raise CatalogError("colour images are not volumes", about=about)
     return found
+
+
+def gone(path: str | Path) -> CatalogError:
+    """What to raise where a file of the catalog is no longer there."""
+    return CatalogError("the file has gone", about=str(path), remedy="bring the file back, or ingest its folder again")
 
 
 def arranged(headers: Sequence["Dataset"], *, about: str) -> "tuple[list[Dataset], hd.VolumeGeometry]":

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from catalog.disk import TEMPORARY, atomic_file
 from catalog.errors import CatalogError
 from catalog.objects import Listed, commit_absent, known, listed, rows
+from catalog.sources import gone
 from catalog.table import write_part
 from catalog.uids import deterministic_uid
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from catalog.archive import Archive
 
-__all__ = ["Journal", "catalogue", "finish", "label_rows", "put"]
+__all__ = ["Journal", "adopt", "catalogue", "finish", "label_rows", "put"]
 
 
 class Journal:
@@ -58,6 +59,20 @@ def put(archive: "Archive", datasets: "Iterable[Dataset]", *, folder: str, journ
     if journal._label is None:
         journal.close()
     return paths
+
+
+def adopt(archive: "Archive", paths: Sequence[Path], *, journal: Journal) -> int:
+    """Rows for files that are in place; how many."""
+    for path in paths:
+        if not path.is_relative_to(archive.home / "volume"):
+            remedy = f"write it below {archive.home / 'volume'}, or ingest it"
+            raise CatalogError("does not lie in the home's volume", about=str(path), remedy=remedy)
+        if not path.is_file():
+            raise gone(path)
+    journal.open(paths)
+    added = catalogue(archive, [listed(path) for path in paths])
+    journal.close()
+    return added
 
 
 def catalogue(archive: "Archive", files: list[Listed]) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -78,7 +79,8 @@ class DeltaTable:
     """A Delta Lake table in the folder ``path``, created by its first append; safe to share and to pickle.
 
     Raises CatalogError where the folder holds a table that needs more than Delta's first reader protocol (deletion
-    vectors, column mapping): a plain parquet reader would show it wrongly.
+    vectors, column mapping): a plain parquet reader would show it wrongly; or where Delta's library would take the path for
+    another, since it decodes ``%20`` and turns a backslash.
     """
 
     def __init__(self, path: str | Path, schema: pa.Schema) -> None:
@@ -147,12 +149,15 @@ class DeltaTable:
         if version == -1:
             return []
         delta = self._open(version=version)
-        return [] if delta is None else list(delta.file_uris())
+        return [] if delta is None else [unquote(uri) for uri in delta.file_uris()]
 
     def _open(self, *, version: int | None = None, create: bool = False) -> Any:
         import deltalake
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
+        if unquote(str(self.path)) != str(self.path) or "\\" in str(self.path):
+            problem = "Delta tables cannot lie under a folder with a backslash or a percent-encoded character in its name"
+            raise CatalogError(problem, about=str(self.path), remedy="choose another home")
         if create and not (self.path / "_delta_log").exists():
             self.path.mkdir(parents=True, exist_ok=True)
             deltalake.DeltaTable.create(self.path, self.schema, mode="ignore", configuration=_SETTINGS)

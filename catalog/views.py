@@ -1,7 +1,7 @@
 """SQL over the tables of a home by DuckDB.
 
 object_catalog, labels, predictions, scores, splits    the tables, every row
-instances    the latest good row of each SOPInstanceUID, of files as they are now
+instances    the latest good row of each SOPInstanceUID, of files as they were last ingested: one may have gone since
 studies      a row a StudyInstanceUID
 series       a row a SeriesInstanceUID; ``is_image`` is false for segmentations, reports and the like
 """

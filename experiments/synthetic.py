@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 
-from catalog import CohortFolder, LabelSet, Progress, Structure
+from catalog import CohortFolder, LabelSet, Origin, Progress, Structure
 
 __all__ = ["LABEL_SET", "PATIENTS", "cases", "write"]
 
@@ -44,7 +44,7 @@ def write(folder: Path, n: int = PATIENTS, *, seed: int = 0, progress: Progress 
     cohort = CohortFolder(folder, f"{COHORT} {seed}", LABEL_SET, author="phantom")
     written = []
     for done, (case, image, mask) in enumerate(cases(n, seed=seed), start=1):
-        if not cohort.has(case, labelled=True):
+        if cohort.claim({case: Origin.of_volumes(image, mask)}):
             cohort.write(case, image, mask)
         written.append((case, True))
         if progress:

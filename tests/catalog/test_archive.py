@@ -1,4 +1,5 @@
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from catalog.series import write_series
 from catalog.table import write_part
 from catalog.testing import VolumeSourceTests
 
+Noise = Callable[..., hd.Volume]
 Stored = Callable[..., tuple[Archive, str]]
 
 
@@ -51,6 +53,16 @@ def test_a_stored_series_is_found_and_read(stored: Stored, affine: np.ndarray) -
     assert archive.geometry(uid).geometry_equal(volume)
 
 
+def test_a_home_may_have_any_name(noise: Noise, tmp_path: Path) -> None:
+    archive, folder = Archive(tmp_path / "Ünal's #1? 50% new"), tmp_path / "made"
+    uid = write_series(noise(), folder, patient_id="p", case="c")
+    for batch, file in enumerate(sorted(folder.iterdir())):
+        archive.store([pydicom.dcmread(file)], folder="stow", writer="w", batch=batch)
+    assert archive.volume(uid).spatial_shape == (6, 9, 11)
+    assert archive.sql("SELECT instances FROM series")["instances"].to_pylist() == [6]
+    assert (archive.home / "index.db").exists()
+
+
 def test_storing_again_adds_nothing(stored: Stored) -> None:
     archive, uid = stored()
     before = archive.objects.version()
@@ -58,6 +70,33 @@ def test_storing_again_adds_nothing(stored: Stored) -> None:
     assert archive.objects.version() == before
     assert len(archive.series_files(uid)) == 6
     assert archive.finish() == []
+
+
+def test_files_that_others_put_in_place_are_adopted_once(noise: Noise, home: Path, tmp_path: Path) -> None:
+    archive, folder = Archive(home), home / "volume" / "predictions" / "s"
+    uid = write_series(noise(), folder, patient_id="p", case="c")
+    files = sorted(folder.iterdir())
+    for wrong, why in ((tmp_path / "elsewhere.dcm", "does not lie in"), (folder / "nothing.dcm", "gone")):
+        with pytest.raises(CatalogError, match=why):
+            archive.adopt([*files, wrong], writer="w")
+    assert archive.objects.version() == -1
+    assert [archive.adopt(found, writer="w") for found in (files[:2], files, files, [])] == [2, 4, 0, 0]
+    assert archive.series_files(uid) == files and archive.finish() == []
+
+
+def test_files_whose_adoption_a_crash_broke_off_are_finished(noise: Noise, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, folder = Archive(home), home / "volume" / "predictions" / "s"
+    uid = write_series(noise(), folder, patient_id="p", case="c")
+    with monkeypatch.context() as patched:
+        patched.setattr("catalog.store.catalogue", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            archive.adopt(folder.iterdir(), writer="w")
+    assert archive.finish() == ["catalogued 6 stored files that a crash had left out"]
+    assert len(archive.series_files(uid)) == 6
+
+
+def _interrupted(*_: object) -> int:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
@@ -91,6 +130,24 @@ def test_a_copy_does_not_double_an_image(stored: Stored, tmp_path: Path) -> None
     add(archive, copies[0])
     assert archive.series_files(uid) == [first[0], *copies[1:]]  # the latest that is good
     assert archive.sql("SELECT instances FROM series")["instances"].to_pylist() == [6]
+
+
+def test_where_a_copy_has_gone_the_original_is_served(stored: Stored, tmp_path: Path) -> None:
+    archive, uid = stored()
+    first, headers = archive.series_files(uid), archive.sources(uid)
+    shutil.copytree(first[0].parent, tmp_path / "copy")
+    copies = sorted((tmp_path / "copy").iterdir())
+    add(archive, *copies)
+    copies[0].unlink()
+    assert len(set(archive.series_files(uid)) & set(copies)) == 5
+    shutil.rmtree(tmp_path / "copy")
+    assert archive.series_files(uid) == first
+    assert archive.index.instance(headers[0].SOPInstanceUID).path in map(str, first)
+    shutil.rmtree(first[0].parent)
+    with pytest.raises(CatalogError, match=r"gone .*ingest its folder again"):
+        archive.volume(uid)
+    with pytest.raises(CatalogError, match="gone"):
+        archive.sources(uid)
 
 
 def test_the_index_catches_up_and_can_be_rebuilt(stored: Stored) -> None:
@@ -146,7 +203,7 @@ def test_every_file_is_listed_once_through_links(tmp_path: Path) -> None:
     assert "leads nowhere" in errors["gone"] and errors["pipe"] == "not a regular file"
 
 
-def test_broken_files_become_rows_with_the_reason(noise: Callable[..., hd.Volume], tmp_path: Path) -> None:
+def test_broken_files_become_rows_with_the_reason(noise: Noise, tmp_path: Path) -> None:
     write_series(noise(), tmp_path / "s", patient_id="p", case="c")
     whole = (tmp_path / "s" / "0001.dcm").read_bytes()
     nameless = pydicom.dcmread(tmp_path / "s" / "0001.dcm")

@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 
 from catalog import CatalogError, FileVolumes, LabelSet, seg
+from catalog.disk import TEMPORARY
 from catalog.importing import import_nifti
+from catalog.objects import list_files
 from catalog.testing import VolumeSourceTests
 
 Data = Callable[[str], Path]
@@ -114,6 +118,60 @@ def test_an_interrupted_import_goes_on(cohort: Path, tmp_path: Path) -> None:
     import_nifti(cohort, tmp_path / "again")
     for file in (out / "images").rglob("*.dcm"):
         assert file.read_bytes() == (tmp_path / "again" / file.relative_to(out)).read_bytes()
+
+
+def test_what_a_killed_import_left_is_removed_and_never_listed(cohort: Path, tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    out = tmp_path / "out"
+    left = {number: out / "images" / f"{TEMPORARY}{number}-case0" for number in (ended.pid, os.getpid(), os.getppid())}
+    for folder in left.values():
+        folder.mkdir(parents=True)
+        (folder / "0001.dcm").write_bytes(b"half")
+    assert list(list_files(out)) == []
+    assert import_nifti(cohort, out).written == 3
+    assert [folder for folder in left.values() if folder.exists()] == [left[os.getppid()]]  # it may still be writing
+
+
+def _changed(what: str, cohort: Path) -> None:
+    label = cohort / "labels" / "case1.nii.gz"
+    match what:
+        case "image":
+            image = nibabel.load(cohort / "images" / "case1.nii.gz")
+            nifti(cohort / "images" / "case1.nii.gz", image.get_fdata().astype(np.float32) + 1, image.affine)
+        case "label":
+            found = nibabel.load(label)
+            nifti(label, (found.get_fdata() > 0).astype(np.uint8), found.affine)
+        case "cohort":
+            (cohort / "dataset.json").write_text('{"name": "another"}')
+        case "label_set":
+            (cohort / "dataset.json").write_text('{"labels": {"1": "liver", "2": "spleen"}}')
+
+
+@pytest.mark.parametrize("what", ["image", "label", "cohort", "label_set"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_is_there_from_another_source_is_refused(what: str, killed: bool, cohort: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    import_nifti(cohort, out)
+    if killed:  # before the last files were written
+        (out / "index.csv").unlink()
+    before = {file: file.read_bytes() for file in out.rglob("*.*") if file.is_file()}
+    _changed(what, cohort)
+    with pytest.raises(CatalogError, match=r"label_set\.json|case case[01]: .*another " + what) as caught:
+        import_nifti(cohort, out)
+    assert "another folder" in caught.value.remedy and "\n" not in str(caught.value)
+    assert {file: file.read_bytes() for file in out.rglob("*.*") if file.is_file()} == before
+    assert import_nifti(cohort, tmp_path / "other").written == 3
+
+
+def test_a_label_may_come_later(cohort: Path, tmp_path: Path) -> None:
+    label = cohort / "labels" / "case0.nii.gz"
+    label.rename(tmp_path / "later.nii.gz")
+    (cohort / "dataset.json").write_text('{"labels": {"1": "liver", "2": "spleen"}}')
+    import_nifti(cohort, tmp_path / "out")
+    (tmp_path / "later.nii.gz").rename(label)
+    assert import_nifti(cohort, tmp_path / "out").written == 1
+    assert import_nifti(cohort, tmp_path / "out").written == 0
 
 
 def _shear(affine: np.ndarray) -> np.ndarray:

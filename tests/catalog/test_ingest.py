@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -9,7 +10,8 @@ import highdicom as hd
 import pytest
 
 from catalog import Archive, CatalogError
-from catalog.ingest import ingest
+from catalog.ingest import _parse, _written, ingest
+from catalog.objects import list_files, rows
 from catalog.series import write_series
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def test_every_file_gets_a_row_once(spark: "SparkSession", home: Path, folder: P
     assert [(row["PatientID"], row["instances"]) for row in series] == [("a", 6), ("b", 6)]
     assert archive.volume(series[0]["SeriesInstanceUID"]).spatial_shape == (6, 9, 11)
     again = ingest(spark, archive, folder)
-    assert (again.added, again.unchanged, again.version) == (0, 14, report.version)
+    assert (again.added, again.unchanged, again.bad, again.version) == (0, 14, 2, report.version)
 
 
 def test_a_second_ingest_opens_only_what_changed(spark: "SparkSession", home: Path, folder: Path) -> None:
@@ -52,8 +54,33 @@ def test_a_second_ingest_opens_only_what_changed(spark: "SparkSession", home: Pa
     os.utime(same, ns=(before.st_atime_ns, before.st_mtime_ns))  # unchanged by its key: to open it would show
     shutil.copy(folder / "a" / "0001.dcm", folder / "cut.dcm")
     report = ingest(spark, archive, folder)
-    assert (report.added, report.unchanged, report.bad) == (1, 13, 0)
+    assert (report.added, report.unchanged, report.bad) == (1, 13, 1)
     assert archive.sql("SELECT count(*) n FROM instances")["n"].to_pylist() == [12]
+
+
+def test_a_path_through_a_parent_folder_is_the_same_folder(
+    spark: "SparkSession", home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder / "b")
+    assert ingest(spark, Archive(home), "../a").added == 6
+    assert ingest(spark, Archive("../../home"), Path("../a")).added == 0
+    assert ingest(spark, Archive(home), folder / "b" / ".." / "a").added == 0
+
+
+def test_what_stops_a_worker_is_one_line(
+    spark: "SparkSession", folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = list(list_files(folder))
+    with pytest.raises(CatalogError, match=r"gone: cannot be written: No such file .*run the same command again") as caught:
+        _parse(spark, files, folder, tmp_path / "gone", None)
+    assert "\n" not in str(caught.value)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pyarrow.parquet.write_table", full)  # the disk is played: no test fills the machine's
+    told = _written(rows(files, folder), str(tmp_path))
+    assert told["problem"] == "the disk is full" and "free some space" in told["remedy"]
 
 
 def test_two_ingests_at_once_add_each_file_once(spark: "SparkSession", home: Path, folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from catalog import Archive, Case, CatalogError, LabelSet, Project, Split, freeze
-from catalog.split import unit
+from catalog.split import units
 
 Stored = Callable[..., tuple[Archive, str]]
 
@@ -70,6 +70,9 @@ def test_a_project_file_is_read(project: Project) -> None:
         (("holdout: 0.25", "holdout: 0.95"), "split"),
         (("value: 1", "value: 0"), "label_set.structures.0.value"),
         (("model: abdomen", "models: abdomen"), "model"),
+        (("model: abdomen", "model: it's"), "model"),
+        (("model: abdomen", "model: ../abdomen"), "model"),
+        (("model: abdomen", "model: .."), "model"),
         (("key: abdomen", "{"), "YAML"),
     ],
 )
@@ -118,11 +121,26 @@ def test_the_key_decides(home: Path, tmp_path: Path, labels: LabelSet) -> None:
 def test_without_a_patient_id_the_study_is_the_unit_and_flagged(home: Path, labels: LabelSet) -> None:
     archive = Archive(home)
     cases = [Case("1.1", "1", ""), Case("1.2", "1", " "), Case("2.1", "2", ""), Case("3.1", "3", "P")]
-    assert [unit(case) for case in cases] == [("1", "study"), ("1", "study"), ("2", "study"), ("P", "patient")]
+    assert list(units(cases).values()) == [("1", "study"), ("1", "study"), ("2", "study"), ("P", "patient")]
     found = roles(archive, cases, labels)
     assert found["1.1"] == found["1.2"] and Counter(found[c.series_uid] for c in cases[1:])["holdout"] == 1
     kinds = archive.sql("SELECT unit_kind, count(*)::INT n FROM splits GROUP BY 1 ORDER BY 1").to_pylist()
     assert kinds == [{"unit_kind": "patient", "n": 1}, {"unit_kind": "study", "n": 2}]
+
+
+def test_a_study_is_never_torn_apart(labels: LabelSet, home: Path) -> None:
+    half = [Case("1.1", "1", "P"), Case("1.2", "1", " ")]
+    assert set(units(half).values()) == {("P", "patient")}
+    several = [Case("2.1", "2", "P"), Case("2.2", "2", "Q"), Case("2.3", "2", "")]
+    assert set(units(several).values()) == {("2", "study")}
+    assert set(units(half, held={("1", "study")}).values()) == {("1", "study")}
+    for number in range(8):  # whatever the order: a patient of two units has one role, at once or later
+        found = roles(Archive(home / str(number)), [*half, *several, *patients(9)], labels, seed=str(number))
+        assert len({found[case.series_uid] for case in (*half, *several)}) == 1
+        later = Archive(home / f"later {number}")
+        first = roles(later, [*half[1:], *patients(9)], labels, seed=str(number))
+        then = roles(later, [*half, *several, *patients(9)], labels, seed=str(number))
+        assert then.items() >= first.items() and len({then[case.series_uid] for case in (*half, *several)}) == 1
 
 
 def test_two_who_freeze_at_once_agree(home: Path, labels: LabelSet) -> None:

@@ -41,6 +41,22 @@ def _write(path: str, writer: int) -> None:
         table.append(rows("shared"), writer="shared", batch=batch)
 
 
+@pytest.mark.parametrize("name", ["a b", "Ünal", "a#b", "a?b", "50% of it", "it's", "[a]*"])
+def test_any_folder_will_do(name: str, tmp_path: Path) -> None:
+    table = DeltaTable(tmp_path / name / "t", SCHEMA)
+    first = table.append(rows("a"), writer="w", batch=0)
+    table.append(rows("b"), writer="w", batch=1)
+    assert names(table) == ["a", "b"] and table.added(["name"], since=first, version=2).read_all().num_rows == 1
+    assert [folder.name for folder in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a\\b"])
+def test_a_folder_that_delta_would_take_for_another_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="another home"):
+        DeltaTable(tmp_path / name, SCHEMA).append(rows("a"), writer="w", batch=0)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_concurrent_writers_lose_and_double_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
