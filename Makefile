@@ -1,13 +1,14 @@
 # make demo and make test do everything on a fresh machine; the rest are parts of them.
 .PHONY: setup demo test test-quick up check format lock conda clean
 SHELL := /bin/bash
-BIN := .venv/bin
+ENV := $(if $(wildcard .conda/bin/python),.conda,.venv)
+BIN := $(ENV)/bin
 HOME_DIR ?= .voxloop
 
-setup: .venv/.ready
+setup: $(ENV)/.ready
 
-.venv/.ready: requirements.lock pyproject.toml scripts/setup
-	@scripts/setup
+$(ENV)/.ready: requirements.lock pyproject.toml scripts/setup
+	@scripts/setup $(ENV)
 
 demo: setup
 	@$(BIN)/voxloop demo --home $(HOME_DIR)
@@ -35,11 +36,10 @@ format: setup
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --override overrides.txt --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
 
-# Python, Java and Node from conda, the same lock on top.
+# Python, Java and Node from conda, the same lock on top; from then on make uses it instead of .venv.
 conda:
 	conda env create --yes --file conda.yaml --prefix .conda
-	.conda/bin/python -m pip install --no-deps -r requirements.lock
-	.conda/bin/python -m pip install --no-deps --no-build-isolation -e .
+	@scripts/setup .conda
 
 clean:
 	rm -rf .venv .conda

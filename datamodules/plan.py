@@ -19,7 +19,7 @@ Normalization = Literal["zscore", "percentile", "ct"]
 PREPARATION = ("spacing", "normalization", "structures", "values")  # what prepare() and prepare_mask() look at
 DIVISOR = 8  # the default network halves its grid at most three times
 LARGEST_PATCH = 96
-SMALL_UNET = {"channels": [16, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 1, "norm": "INSTANCE"}
+SMALL_UNET = {"channels": [32, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 1, "norm": "INSTANCE"}
 
 
 @dataclass(frozen=True)

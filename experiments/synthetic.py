@@ -1,8 +1,8 @@
 """A cohort for machines that have none: phantom abdomens with two organs that differ from patient to patient.
 
-What varies: where an organ lies, its shape, whether it is brighter or darker than its surroundings and by how much, the
-texture, the noise, the voxel spacing; bodies hold other round things of the organs' own intensities. So neither a fixed
-position nor a fixed grey value finds the organs, and each further labelled patient has something to teach.
+What varies: where an organ lies, its shape, whether its core and its shell are brighter or darker than the body and by how
+much, the texture, the noise, the voxel spacing; bodies hold other round things of the organs' own intensities. So neither a
+fixed position nor a fixed grey value finds the organs, and each further labelled patient has something to teach.
 """
 
 from collections.abc import Iterator
@@ -20,6 +20,10 @@ __all__ = ["LABEL_SET", "PATIENTS", "cases", "write"]
 PATIENTS = 36
 COHORT = "phantom abdomen"
 SHAPE = (28, 48, 48)
+LOOKS = np.array(
+    [[1, 1], [-1, -1], [1, -1], [-1, 1], [0, 1], [0, -1]]
+)  # brighter or darker than the body: an organ's core, its shell
+CORE = 0.62  # of the way from an organ's centre to its surface
 LABEL_SET = LabelSet(
     COHORT,
     (
@@ -59,24 +63,26 @@ def _phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarr
     grid = np.stack(
         np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(SHAPE, spacing, strict=True)], indexing="ij")
     )
-    body = _blob(rng, grid, centre=(0, 0, 0), radii=(400, 62 + rng.uniform(-5, 5), 74 + rng.uniform(-6, 6)), rough=0.03)
+    body = _blob(rng, grid, centre=(0, 0, 0), radii=(400, 62 + rng.uniform(-5, 5), 74 + rng.uniform(-6, 6)), rough=0.03) < 1
     image = np.where(body, 40.0, -80.0) + np.where(body, 7 * _texture(rng, 2.5), 0)
     mask = np.zeros(SHAPE, np.uint8)
-    levels = [rng.choice([-1, 1]) * rng.uniform(30, 56) for _ in LABEL_SET.structures]
+    levels = [rng.choice(LOOKS) * rng.uniform(32, 56) for _ in LABEL_SET.structures]
     organs = (
-        ((4, -6, -30), (36, 30, 27), (12, 10, 8), 1.5),
-        ((8, 12, 36), (30, 26, 22), (12, 10, 7), 3.5),
+        ((4, -6, -30), (36, 30, 27), (22, 18, 14), 1.5),
+        ((8, 12, 36), (30, 26, 22), (18, 15, 10), 3.5),
     )
-    for level in [*levels, *levels, rng.uniform(-45, 45)]:  # things of the same intensities that are not the organs
+    for level in [*levels, rng.uniform(-45, 45, 2)]:  # things of the same intensities that are not the organs
         centre = rng.uniform((-60, -45, -55), (60, 45, 55))
-        thing = _blob(rng, grid, centre, radii=rng.uniform(5, 10, 3), rough=0.2) & body
-        image[thing] = 40 + level + 7 * _texture(rng, 2.0)[thing]
+        thing = (_blob(rng, grid, centre, radii=rng.uniform(5, 11, 3), rough=0.2) < 1) & body
+        image[thing] = 40 + level[0] + 7 * _texture(rng, 2.0)[thing]
     for structure, level, (place, radii, jitter, grain) in zip(LABEL_SET.structures, levels, organs, strict=True):
-        centre = np.array(place) + rng.normal(0, jitter)
-        organ = _blob(rng, grid, centre, np.array(radii) * rng.uniform(0.78, 1.25, 3), rough=0.16) & body & (mask == 0)
+        centre = np.array(place) + rng.uniform(-1, 1, 3) * jitter
+        depth = _blob(rng, grid, centre, np.array(radii) * rng.uniform(0.78, 1.25, 3), rough=0.16)
+        organ = (depth < 1) & body & (mask == 0)
         mask[organ] = structure.value
-        image[organ] = 40 + level + 6 * _texture(rng, grain / 1.5)[organ]
-    image = gaussian_filter(image, 0.5) + rng.normal(0, rng.uniform(4, 12), SHAPE)
+        shade = np.where(depth < CORE, level[0], level[1]) + 6 * _texture(rng, grain / 1.5)
+        image[organ] = 40 + shade[organ]
+    image = gaussian_filter(image, 0.5) + rng.normal(0, rng.uniform(4, 10), SHAPE)
     affine = np.zeros((4, 4))
     affine[2, 0], affine[1, 1], affine[0, 2] = spacing * (-1, 1, 1)
     affine[:, 3] = *(affine[:3, :3] @ (1 - np.array(SHAPE)) / 2), 1
@@ -84,9 +90,9 @@ def _phantom(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _blob(rng: np.random.Generator, grid: np.ndarray, centre: ArrayLike, radii: ArrayLike, *, rough: float) -> np.ndarray:
-    """An ellipsoid (mm) whose surface a smooth random field dents."""
+    """How deep each voxel lies in an ellipsoid (mm) that a smooth random field dents: 0 at its centre, 1 at its surface."""
     offset = (grid - np.reshape(centre, (3, 1, 1, 1))) / np.reshape(radii, (3, 1, 1, 1))
-    return np.asarray(np.sqrt((offset**2).sum(0)) < 1 + rough * _texture(rng, 4.0))
+    return np.asarray(np.sqrt((offset**2).sum(0)) / (1 + rough * _texture(rng, 4.0)))
 
 
 def _texture(rng: np.random.Generator, grain: float) -> np.ndarray:

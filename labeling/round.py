@@ -157,14 +157,20 @@ class Round:
             written = kept.with_suffix(".tmp")
             written.write_text(json.dumps(self._derive().to_dict(), indent=1))
             written.replace(kept)
-        return Plan.from_dict(json.loads(kept.read_text()))
+        plan = Plan.from_dict(json.loads(kept.read_text()))
+        structures = place.project.label_set.structures
+        drawn = (tuple(s.name for s in structures), tuple(s.value for s in structures))
+        if drawn != (plan.structures, plan.values) or Plan.from_dict({**plan.to_dict(), **place.project.plan}) != plan:
+            remedy = f"undo the change, or remove {kept} to derive a new plan (rounds before and after cannot be compared)"
+            raise LabelingError("label_set or plan changed since the plan was frozen", about=place.project.key, remedy=remedy)
+        return plan
 
     def _derive(self) -> Plan:
         place = self.place
-        cases = place.project.cases(place.archive)
-        some = cases[:: max(1, len(cases) // 12)]
-        volumes = (place.archive.volume(case.series_uid) for case in some)
-        modality = place.archive.sources(some[0].series_uid)[0].Modality
+        training = sorted(uid for uid, role in freeze(place.archive, place.project).items() if role == "train")
+        some = training[:: max(1, len(training) // 12)]
+        volumes = (place.archive.volume(uid) for uid in some)
+        modality = place.archive.sources(some[0])[0].Modality
         return Plan.make(place.project.plan, place.project.label_set, Fingerprint.of(volumes, modality=modality))
 
     def _train(self) -> dict[str, Any]:
@@ -182,8 +188,10 @@ class Round:
         ]
         with place.watch("build the dataset") as report:
             dataset = build(place.spark, place.archive, place.project, cases, plan, place.datasets, progress=report)
-        count = sum(roles[uid] == "train" for uid in used)
-        job = self._job(dataset.path, plan, list(used.values()), labels_version)
+        out = {uid for uid, _ in dataset.left_out}
+        learned = [revision for uid, revision in used.items() if roles[uid] == "train" and uid not in out]
+        count = len(learned)
+        job = self._job(dataset.path, plan, learned, labels_version)
         with place.watch(f"train {plan.steps} steps on {count} labels") as report:
             run_id = self._launch(job, report)
         return {"run_id": run_id, "labels": count, "left_out": [list(case) for case in dataset.left_out]}

@@ -188,11 +188,13 @@ def receipt(
 def batch_infer(project: ProjectArgument, home: HomeOption = None, json: JsonOption = False) -> None:
     """Predict every series of a project's cohort that has no label, with its champion; store SEG and receipts."""
     from serving import batch_infer as predict
+    from voxloop.home import only_one
     from voxloop.tracking import tracking_server
 
     settings, loaded = read(home), _project(project)
     archive = _archive(settings)
-    with tracking_server(settings) as uri, _spark(settings) as spark, console.stage("predict") as report:
+    servers = (only_one(settings.home), tracking_server(settings))
+    with servers[0], servers[1] as uri, _spark(settings) as spark, console.stage("predict") as report:
         done = predict(spark, archive, loaded, tracking_uri=uri, progress=report)
     for series, reason in done.failed:
         console.note(f"not predicted: {series}: {reason}")
@@ -201,6 +203,27 @@ def batch_infer(project: ProjectArgument, home: HomeOption = None, json: JsonOpt
         console.emit(done.as_json())
     if done.failed:
         raise FrontDoorError(f"{len(done.failed)} series were not predicted", remedy="mend what is listed above, run again")
+
+
+@app.command()
+@guarded
+def gate(
+    project: ProjectArgument,
+    version: Annotated[str, typer.Argument(help="Version of the project's model to judge.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare a version with the champion on the holdout, and keep the evidence."""
+    from serving import Registry, evaluate
+    from voxloop.tracking import tracking_server
+
+    settings, loaded = read(home), _project(project)
+    archive = _archive(settings)
+    with tracking_server(settings) as uri, console.stage("compare on the holdout") as report:
+        evidence = evaluate(archive, loaded, Registry(uri), version, progress=report)
+    console.note(f"{evidence.verdict}: {evidence.reason}")
+    if json:
+        console.emit(evidence.to_dict())
 
 
 @app.command()
@@ -250,6 +273,7 @@ def up(
     home: HomeOption = None,
     mlflow_port: Annotated[int | None, typer.Option(help="MLflow's port; 0 takes a free one.")] = None,
     endpoint_port: Annotated[int | None, typer.Option(help="The endpoint's port; 0 takes a free one.")] = None,
+    json: JsonOption = False,
 ) -> None:
     """Serve MLflow and the champion's endpoint on this machine until Ctrl-C."""
     from voxloop.up import serve
@@ -260,6 +284,7 @@ def up(
         project,
         mlflow_port=settings.mlflow_port if mlflow_port is None else mlflow_port,
         endpoint_port=settings.endpoint_port if endpoint_port is None else endpoint_port,
+        json=json,
     )
 
 
@@ -271,7 +296,9 @@ def demo(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=50, help="How many rounds.")] = 3,
     home: HomeOption = None,
-    json: JsonOption = True,
+    json: Annotated[
+        bool, typer.Option("--json", help="Say nothing on standard output but the one JSON object (always so).")
+    ] = True,
 ) -> None:
     """Play the whole loop: import, ingest, and rounds of label, train, gate, promote, score; then predict the rest."""
     from voxloop.demo import play

@@ -15,12 +15,13 @@ from rich.table import Table
 from catalog import Archive, LabelSet, Project, import_nifti, ingest
 from experiments import synthetic
 from labeling import Jobs, Round, SimulatedReader, Workplace, in_background
-from serving import batch_infer, receipt
+from serving import Registry, batch_infer, receipt
 from training import LocalLauncher
 from voxloop import console
 from voxloop.endpoint import ask, endpoint
+from voxloop.errors import FrontDoorError
 from voxloop.revision import code_revision
-from voxloop.settings import Settings
+from voxloop.settings import Settings, sqlite_url
 from voxloop.spark import start
 from voxloop.tracking import tracking_server
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["play"]
 
 VALIDATION, HOLDOUT = 0.1, 0.25
+FEWEST = 8  # patients: some to train on in two rounds, one to validate, two to hold out
 
 
 @dataclass
@@ -93,13 +95,20 @@ def play(settings: Settings, *, cohort: Path | None, rounds: int) -> dict[str, A
     cases = project.cases(archive)
     return {
         "patients": len({case.patient_id for case in cases}),
-        "instances": ingested.found - ingested.bad,
+        "instances": _instances(archive, project),
         "labels": [result["labels"] for result in results],
         "dice": [result["dice"] for result in results],
         "champion": results[-1]["champion"],
         **summary,
         "seconds": clock.seconds,
     }
+
+
+def _instances(archive: Archive, project: Project) -> int:
+    """The DICOM instances of the project's series."""
+    cohort = f"select SeriesInstanceUID from ({project.cohort})"
+    counted = archive.sql(f"select sum(instances)::bigint as n from series where SeriesInstanceUID in ({cohort})")
+    return int(counted["n"][0].as_py() or 0)
 
 
 def _cohort(home: Path, folder: Path | None) -> Cohort:
@@ -112,8 +121,14 @@ def _cohort(home: Path, folder: Path | None) -> Cohort:
     else:
         with console.stage(f"import {folder}") as report:
             import_nifti(folder, out, progress=report)
+    if not (out / "label_set.json").exists():
+        remedy = "put a label map for each image into its folder labels/"
+        raise FrontDoorError("no labels, and the demo's reader reveals them", about=str(folder), remedy=remedy)
     with (out / "index.csv").open(newline="") as rows:
         truth = {row["series_uid"]: out / row["label"] for row in csv.DictReader(rows) if row["label"]}
+    if len(truth) < FEWEST:
+        remedy = "training, validation and holdout each need some"
+        raise FrontDoorError(f"{len(truth)} labelled images are too few, {FEWEST} are needed", about=str(folder), remedy=remedy)
     label_set = LabelSet.from_dict(yaml.safe_load((out / "label_set.json").read_text()))
     return Cohort(name, out / "images", label_set, truth)
 
@@ -126,7 +141,7 @@ def _project(home: Path, cohort: Cohort) -> Project:
         document = {
             "key": cohort.name,
             "cohort": "select distinct SeriesInstanceUID, StudyInstanceUID, PatientID from instances"
-            f" where path like '%/imported/{cohort.name}/images/%'",
+            f" where contains(path, '/imported/{cohort.name}/images/')",
             "label_set": cohort.label_set.to_dict(),
             "plan": {},
             "split": {"validation": VALIDATION, "holdout": HOLDOUT, "seed": cohort.name},
@@ -144,7 +159,7 @@ def _rounds(settings: Settings, place: Workplace, rounds: int, clock: Clock, sta
     pool = len(place.project.cases(place.archive))
     first, later = max(3, pool // 9), max(3, pool // 7)
     played = [Round(place, number, first if number == 1 else later) for number in range(1, rounds + 1)]
-    state = settings.state_url or f"sqlite:///{settings.home / 'state.db'}"
+    state = settings.state_url or sqlite_url(settings.home / "state.db")
     results: list[dict[str, Any]] = []
     address = ""
     with Jobs(state, {round_.key: round_ for round_ in played}, stop=console.stop) as jobs:
@@ -156,7 +171,8 @@ def _rounds(settings: Settings, place: Workplace, rounds: int, clock: Clock, sta
             if not address:
                 with console.stage("start the endpoint"):
                     address = stack.enter_context(endpoint(settings, place.project.model, place.tracking_uri))
-            answered = ask(address, place.project.cases(place.archive)[0].series_uid, version=result["champion"])
+            champion = Registry(place.tracking_uri).champion(place.project.model)  # a kept round's may have been followed
+            answered = ask(address, place.project.cases(place.archive)[0].series_uid, version=str(champion))
             clock.lap("endpoint")
             console.table(_table(result, answered))
     return results

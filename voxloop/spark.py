@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from pyspark.sql import SparkSession
 
 from voxloop.errors import FrontDoorError
 from voxloop.java import java_home
+from voxloop.processes import LOOPBACK
 from voxloop.settings import Settings
 
 __all__ = ["session", "start"]
@@ -43,16 +45,15 @@ def session(
     """
     os.environ["JAVA_HOME"] = str(java_home())
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ["PYARROW_IGNORE_TIMEZONE"] = "1"
+    warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas")  # nothing here goes through pandas
     scratch.mkdir(parents=True, exist_ok=True)
     builder = SparkSession.builder.master(master).appName("voxloop")  # type: ignore[attr-defined]
     for key, value in {
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.driver.memory": memory,
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
+        **({"spark.driver.host": LOOPBACK, "spark.driver.bindAddress": LOOPBACK} if master.startswith("local") else {}),
         "spark.local.dir": str(scratch),
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.sql.session.timeZone": "UTC",

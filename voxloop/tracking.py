@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from voxloop.processes import LOOPBACK, Server, answers, free_port
-from voxloop.settings import Settings
+from voxloop.settings import Settings, sqlite_url
 
 __all__ = ["tracking_server"]
 
@@ -52,6 +52,6 @@ def _running(note: Path) -> str:
 
 def _command(folder: Path, uri: str) -> list[str]:
     port = uri.rsplit(":", 1)[1]
-    store = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "artifacts")]
+    store = ["--backend-store-uri", sqlite_url(folder / "mlflow.db"), "--artifacts-destination", str(folder / "artifacts")]
     quiet = ["--uvicorn-opts", "--log-level warning", "--workers", "1"]
     return [sys.executable, "-m", "voxloop.mlflow_entry", "server", *store, "--host", LOOPBACK, "--port", port, *quiet]

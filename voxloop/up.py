@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from catalog import Project
-from serving import Registry
+from serving import Registry, ServingError
 from voxloop import console
 from voxloop.endpoint import endpoint
 from voxloop.errors import FrontDoorError
@@ -15,21 +15,27 @@ from voxloop.tracking import tracking_server
 __all__ = ["serve"]
 
 
-def serve(settings: Settings, project: Path | None, *, mlflow_port: int, endpoint_port: int) -> None:
+def serve(settings: Settings, project: Path | None, *, mlflow_port: int, endpoint_port: int, json: bool = False) -> None:
     """Start both, print where they are, and stay; FrontDoorError where the project cannot be told or a port is taken."""
     chosen = project or _only_project(settings.home)
     with ExitStack() as stack:
         with console.stage("start MLflow"):
             uri = stack.enter_context(tracking_server(settings, port=mlflow_port))
+        addresses = {"mlflow": uri}
         print(f"MLflow    {uri}", flush=True)
         if chosen is not None:
             model = Project.load(chosen).model
-            if Registry(uri).champion(model) is None:
-                console.note(f"{model} has no champion yet, so no endpoint")
-            else:
+            try:
                 with console.stage(f"start the endpoint of {model}"):
+                    if Registry(uri).champion(model) is None:
+                        raise ServingError("has no champion yet", about=model, remedy="play a round")
                     address = stack.enter_context(endpoint(settings, model, uri, port=endpoint_port))
+                addresses["endpoint"] = f"{address}/invocations"
                 print(f"endpoint  {address}/invocations  (model {model})", flush=True)
+            except ServingError as problem:  # MLflow is where it can be mended
+                console.note(f"no endpoint: {problem}")
+        if json:
+            console.emit(addresses)
         console.note("Ctrl-C stops both.")
         try:
             while True:

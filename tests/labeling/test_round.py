@@ -95,3 +95,5 @@ def test_permuted_labels_gain_nothing(place: Workplace, clinic: Any) -> None:
     assert last["labels"] == 8
     assert last["dice"] - first["dice"] < 0.03
     assert last["dice"] < 0.6
+    right = Round(place, 1, 4)(at_once)
+    assert right["dice"] > last["dice"] + 0.1, "half as many labels that are right teach more"

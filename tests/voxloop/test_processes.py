@@ -59,7 +59,8 @@ def test_a_dead_parent_leaves_no_server_behind(tmp_path: Path, death: signal.Sig
     port = free_port()
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(port), str(tmp_path / "log")], stdout=subprocess.PIPE)
     assert parent.stdout is not None
-    assert parent.stdout.readline() == b"ready\n"
+    with parent.stdout:
+        assert parent.stdout.readline() == b"ready\n"
     children = psutil.Process(parent.pid).children(recursive=True)
     os.kill(parent.pid, death)
     parent.wait()
