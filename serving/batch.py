@@ -216,9 +216,10 @@ def _predict(job: _Job, uid: str) -> dict[str, Any]:
     from training import Prompts
 
     archive, served = _archive(job.home, job.index_url), _hot(job.folder)
-    found = served.predictor.predict(archive.volume(uid), Prompts())
+    image = archive.volume(uid)
+    found = served.predictor.predict(image, Prompts())
     sop_uid = _sop_uid(job.project, uid, served.origin.model_name, served.origin.model_version)
-    row, seg = segmentation(served, found, archive.sources(uid), project=job.project, sop_uid=sop_uid)
+    row, seg = segmentation(served, image, found, archive.sources(uid), project=job.project, sop_uid=sop_uid)
     root = archive.home / "volume"
     path = root / FOLDER / str(seg.StudyInstanceUID) / str(seg.SeriesInstanceUID) / f"{sop_uid}.dcm"
     for left in path.parent.glob(f"{TEMPORARY}*{path.name}"):  # by a worker that was killed

@@ -4,8 +4,8 @@ Both predict the project's holdout series that have a current label; Dice is ave
 the mean difference has a one-sided 95% lower bound by bootstrap over patients (SciPy, percentile, seeded). The candidate is
 non-inferior if that bound is at least −margin.
 
-The plain percentile bound is too high for few patients. Its level is expanded as in Hesterberg, "What Teachers Should Know About
-the Bootstrap" (The American Statistician 69, 2015): α' = Φ(√(n/(n−1)) · t(α, n−1)). How often a candidate that is
+The plain percentile bound is too high for few patients. Its level is expanded as in Hesterberg, "What Teachers Should Know
+About the Bootstrap" (The American Statistician 69, 2015): α' = Φ(√(n/(n−1)) · t(α, n−1)). How often a candidate that is
 worse by exactly the margin passes, instead of 5% (4,000 simulations of 1,999 resamples; in brackets the plain percentile)::
 
     patients                                      5            7            9           20

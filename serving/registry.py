@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from serving.errors import ServingError
 from serving.gate import Evidence
 
-__all__ = ["ALIAS", "Registry"]
+__all__ = ["ALIAS", "Registry", "fetched"]
 
 ALIAS = "champion"
 VERDICT, ARTIFACT = "voxloop.verdict", "voxloop.evidence"
@@ -63,7 +63,8 @@ class Registry:
     @_said
     def register(self, run_id: str, *, model: str, home: str | Path = "", index_url: str | None = None) -> str:
         """The version of ``model`` made from a finished run: our pyfunc with the run's weights, plan and label set; the same
-        run gives the same version. ``home`` and ``index_url`` say where it looks up a series unless told otherwise."""
+        run gives the same version. ``home`` and ``index_url`` say where it looks up a series unless told otherwise; of the
+        labels in ``home`` the model keeps the digest."""
         from serving.model import log_model
 
         versions = [int(version.version) for version in self._versions(model) if version.run_id == run_id]
@@ -80,7 +81,7 @@ class Registry:
 
     @_said
     def champion(self, model: str) -> str | None:
-        """The version that is to be served; None before the first promotion. ServingError for one that was put there by hand."""
+        """The version that is to be served; None before the first promotion. ServingError if put there by hand."""
         version = self._aliased(model)
         if version is not None and not _promoted(version):
             said = "which was rolled back" if ROLLED_BACK in version.tags else "which was never promoted"
@@ -157,16 +158,13 @@ class Registry:
     def rollback(self, model: str) -> str:
         """Put the previous champion back and return its version; the one taken down is tagged and stays."""
         current = self._aliased(model)
-        if current is not None:
-            since = current.tags.get(PROMOTED, "")
-            for taken in self._versions(model):  # of one that was killed: the alias was moved, the tag was not written
-                if _promoted(taken) and (taken.tags.get(PREVIOUS), taken.tags[PROMOTED] > since) == (str(current.version), True):
-                    self._client.set_model_version_tag(model, taken.version, ROLLED_BACK, _now())
-                    return str(current.version)
+        if current is not None and (taken := self._left(model, current)) is not None:
+            self._client.set_model_version_tag(model, taken.version, ROLLED_BACK, _now())
+            return str(current.version)
         previous = current.tags.get(PREVIOUS, "") if current is not None else ""
         if current is None or not previous:
             raise ServingError("there is no previous champion", about=f"model {model}", remedy="promote another version")
-        self._client.set_registered_model_alias(model, ALIAS, previous)  # first: a champion that is tagged is refused
+        self._client.set_registered_model_alias(model, ALIAS, previous)  # first: a champion that has the tag is refused
         self._client.set_model_version_tag(model, current.version, ROLLED_BACK, _now())
         return str(previous)
 
@@ -175,7 +173,7 @@ class Registry:
         """The version's files, downloaded once under ``models``; the folder appears complete or not at all."""
         import mlflow
 
-        folder = models / model / f"{version}-{self._client.get_model_version(model, version).run_id[:12]}"
+        folder = fetched(models, model, version, self._client.get_model_version(model, version).run_id)
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
@@ -192,6 +190,12 @@ class Registry:
     def _versions(self, model: str) -> list[Any]:
         quote = '"' if "'" in model else "'"  # MLflow's filters know no escape
         return [v for v in self._client.search_model_versions(f"name={quote}{model}{quote}") if v.name == model]
+
+    def _left(self, model: str, current: Any) -> Any:
+        """The version that a killed rollback to ``current`` has not tagged yet."""
+        since, after = current.tags.get(PROMOTED, ""), str(current.version)
+        left = [v for v in self._versions(model) if _promoted(v) and v.tags.get(PREVIOUS) == after and v.tags[PROMOTED] > since]
+        return left[0] if left else None
 
     def _aliased(self, model: str) -> Any:
         from mlflow.exceptions import MlflowException
@@ -211,6 +215,11 @@ class Registry:
         except MlflowException as problem:
             if problem.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+
+
+def fetched(models: Path, model: str, version: str, run_id: str) -> Path:
+    """Where ``Registry.fetch`` keeps a version made from ``run_id``."""
+    return models / model / f"{version}-{run_id[:12]}"
 
 
 def _promoted(version: Any) -> bool:

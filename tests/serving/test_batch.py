@@ -1,5 +1,6 @@
 """Batch inference and scoring on real Spark, and the receipts of what it made."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from catalog import seg
 from serving.batch import batch_infer, score_pool
 from serving.errors import ServingError
 from serving.gate import evaluate
+from serving.model import load
 from serving.receipt import digest, receipt
 from serving.registry import ALIAS
 
@@ -26,7 +28,7 @@ MODEL = "batch"
 def project(world: Any) -> Any:
     """The world's project, with a champion."""
     project = replace(world.project, model=MODEL)
-    version = world.registry.register(world.trained, model=MODEL)
+    version = world.registry.register(world.trained, model=MODEL, home=world.archive.home)
     world.registry.promote(MODEL, version, evaluate(world.archive, project, world.registry, version))
     return project
 
@@ -77,7 +79,7 @@ def test_series_can_be_named_and_failures_are_listed(spark: "SparkSession", worl
         batch_infer(spark, world.archive, project, tracking_uri=uri, series=["1.2.3"])
 
 
-def test_a_receipt_leads_back_to_the_labels_and_readers(world: Any, project: Any) -> None:
+def test_a_receipt_leads_back_to_the_labels_and_readers(world: Any, project: Any, tmp_path: Path) -> None:
     sop_uid = rows(world)[0]["sop_uid"]
     found = receipt(world.archive, sop_uid)
     assert found.ok, found.checks
@@ -86,26 +88,42 @@ def test_a_receipt_leads_back_to_the_labels_and_readers(world: Any, project: Any
     assert (told["model_name"], told["model_version"], told["run_id"]) == (MODEL, "1", world.trained)
     assert told["readers"] == ["ada"]
     assert len(told["labels"]) == len(told["label_ids"]) == 7
+    stored = mlflow.MlflowClient(world.registry.tracking_uri).download_artifacts(world.trained, "label_ids.json", str(tmp_path))
+    learned = json.loads(Path(stored).read_text())
+    assert (told["label_ids"], told["readers"]) == (learned["label_ids"], learned["readers"])
+    assert "learned from 7 label revisions by ada" in str(found)
     assert digest(found.row) == told["receipt"]
     assert all(word in str(found) for word in ("receipt ok", world.trained, "ada", told["mask_sha256"]))
     with pytest.raises(ServingError, match="no such prediction"):
         receipt(world.archive, "1.2.3")
 
 
-@pytest.mark.parametrize(("what", "check"), [("pixels", "mask"), ("header", "seg")])
-def test_a_changed_byte_of_the_segmentation_is_found(world: Any, project: Any, what: str, check: str) -> None:
-    sop_uid = rows(world)[0]["sop_uid"]
-    path = Path(world.archive.index.instance(sop_uid).path)
+@pytest.mark.parametrize(
+    ("what", "check"),
+    [("pixels", "mask"), ("header", "seg"), ("image", "sources"), ("label", "labels"), ("weights", "weights")],
+)
+def test_a_changed_byte_is_found(world: Any, project: Any, what: str, check: str) -> None:
+    row = receipt(world.archive, rows(world)[0]["sop_uid"]).row
+    sop_uid, archive = row["sop_uid"], world.archive
+    [label] = archive.labels.scan(("seg_uid",), where=f"label_id = '{row['label_ids'][0]}'").read_all().to_pylist()
+    folder = archive.home / "models" / MODEL / f"1-{world.trained[:12]}"
+    path = {
+        "image": archive.series_files(row["series_uid"])[5],
+        "label": Path(archive.index.instance(label["seg_uid"]).path),
+        "weights": folder / "artifacts/run/weights.pt",
+    }.get(what, Path(archive.index.instance(sop_uid).path))
     content = path.read_bytes()
-    at = len(content) - 40 if what == "pixels" else content.index(b"Voxloop")
+    at = content.index(b"Voxloop") if what == "header" else len(content) - 40
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     try:
-        found = receipt(world.archive, sop_uid)
+        found = receipt(archive, sop_uid)
+        if what == "weights":
+            with pytest.raises(ServingError, match="the weights were changed"):
+                load(folder)
     finally:
         path.write_bytes(content)
-    assert not found.ok
-    assert found.checks[check] != "ok"
-    assert receipt(world.archive, sop_uid).ok
+    assert {name for name, said in found.checks.items() if said != "ok"} == {check}
+    assert receipt(archive, sop_uid).ok
 
 
 def test_the_pool_is_scored_by_entropy_once(spark: "SparkSession", world: Any, project: Any) -> None:
