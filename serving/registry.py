@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 
 def _said(call: Callable[P, R]) -> Callable[P, R]:
-    """MLflow's exceptions as ServingError: one line, with what to do."""
+    """MLflow's exceptions, and those of files and connections, as ServingError: one line, with what to do."""
 
     @functools.wraps(call)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -40,11 +40,12 @@ def _said(call: Callable[P, R]) -> Callable[P, R]:
 
         try:
             return call(*args, **kwargs)
-        except MlflowException as problem:
-            line = str(problem).splitlines()[0]
-            raise ServingError(
-                line, about="registry", remedy="is the MLflow server up, are model and run named right?"
-            ) from problem
+        except (MlflowException, OSError) as problem:
+            line = str(problem).partition("\n")[0]
+            remedy = (
+                "free some space, then repeat" if "No space left" in line else "is the MLflow server up, are the names right?"
+            )
+            raise ServingError(line, about="registry", remedy=remedy) from problem
 
     return guarded
 
@@ -52,6 +53,7 @@ def _said(call: Callable[P, R]) -> Callable[P, R]:
 class Registry:
     """The registry of one MLflow server. Cheap to make; safe in any process."""
 
+    @_said
     def __init__(self, tracking_uri: str) -> None:
         from mlflow import MlflowClient
         from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR

@@ -1,6 +1,9 @@
 """Batch inference and scoring on real Spark, and the receipts of what it made."""
 
+import errno
+import functools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pytest
 
-from catalog import seg
+from catalog import CatalogError, seg
+from catalog.disk import disk_full
+from serving import batch
 from serving.batch import batch_infer, score_pool
 from serving.errors import ServingError
 from serving.gate import evaluate
@@ -124,6 +129,40 @@ def test_a_changed_byte_is_found(world: Any, project: Any, what: str, check: str
         path.write_bytes(content)
     assert {name for name, said in found.checks.items() if said != "ok"} == {check}
     assert receipt(archive, sop_uid).ok
+
+
+def test_of_two_runs_at_once_each_series_is_predicted_by_one(spark: "SparkSession", world: Any, project: Any) -> None:
+    twice = replace(project, key="twice")
+    chosen = (world.series[:2], world.series[1:3])
+    with ThreadPoolExecutor(2) as pool:
+        run = functools.partial(batch_infer, spark, world.archive, twice, tracking_uri=world.registry.tracking_uri)
+        reports = list(pool.map(lambda series: run(series=series), chosen))
+    assert [report.failed for report in reports] == [(), ()]
+    found = world.archive.predictions.scan(("sop_uid",), where="project = 'twice'").read_all()["sop_uid"].to_pylist()
+    assert len(found) == len(set(found)) == 3
+    assert all(receipt(world.archive, sop_uid).ok for sop_uid in found)
+
+
+def test_a_full_disk_stops_all(spark: "SparkSession", world: Any, project: Any) -> None:
+    def work(uid: str) -> dict[str, Any]:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as problem:
+            raise disk_full(uid) from problem
+
+    with pytest.raises(CatalogError, match="the home: the disk is full"):
+        batch._waves(spark, project.cases(world.archive), work, pytest.fail, None)
+
+
+def test_weights_that_were_changed_are_said_once(spark: "SparkSession", world: Any, project: Any) -> None:
+    [weights] = (world.archive.home / "models" / MODEL).glob("*/artifacts/run/weights.pt")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + b"!")
+    try:
+        with pytest.raises(ServingError, match="the weights were changed"):
+            score_pool(spark, world.archive, project, tracking_uri=world.registry.tracking_uri)
+    finally:
+        weights.write_bytes(content)
 
 
 def test_the_pool_is_scored_by_entropy_once(spark: "SparkSession", world: Any, project: Any) -> None:

@@ -1,6 +1,7 @@
 """Registering, judging, promoting and rolling back on a real MLflow server."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -167,3 +168,10 @@ def test_an_unreachable_registry_is_one_line() -> None:
     finally:
         mlflow.environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.unset()
     assert "\n" not in str(refused.value)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    registry = Registry(f"sqlite:///{tmp_path / 'm.db'}")
+    registry._client.get_model_version = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    with pytest.raises(ServingError, match=r"No space left.*free some space"):
+        registry.evidence("any", "1")
