@@ -2,14 +2,17 @@
 
 A task predicts one series. Python workers keep the model that they loaded, from job to job, and compute on one thread: Spark
 runs as many as there are cores. Workers write the DICOM SEG files; the driver commits a wave's rows to ``object_catalog``, then
-to ``predictions``. A series that has its row is not predicted again by the same version: an interrupted run goes on.
+to ``predictions``. A series that has its row is not predicted again by the same version: an interrupted run goes on. Of two
+runs on one project the second waits for the first, then does what is left. A full disk stops all, else a series fails alone.
 """
 
+import errno
+import fcntl
 import functools
-import hashlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +21,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from catalog.archive import Archive
-from catalog.disk import TEMPORARY, atomic_file
+from catalog.disk import atomic_file, disk_full, remove_leftovers
 from catalog.labels import current
-from catalog.objects import listed, rows
 from catalog.progress import Progress
 from catalog.project import Case, Project
 from catalog.schemas import PREDICTIONS, SCORES
-from catalog.table import DeltaTable, write_part
+from catalog.table import DeltaTable
 from catalog.uids import deterministic_uid
 from serving.errors import ServingError
 from serving.registry import Registry
@@ -85,10 +87,11 @@ def batch_infer(
     version, job = _champion(archive, project, tracking_uri)
     cases = _chosen(archive, project, series)
     where = f"project = '{project.key}' AND model_version = '{version}'"
-    before = set(archive.predictions.scan(("sop_uid",), where=where).read_all()["sop_uid"].to_pylist())
-    todo = [case for case in cases if _sop_uid(project.key, case.series_uid, project.model, version) not in before]
-    commit = functools.partial(_commit_predictions, archive)
-    failed = _waves(spark, todo, functools.partial(_predict, job), commit, progress)
+    with _alone(job):
+        before = set(archive.predictions.scan(("sop_uid",), where=where).read_all()["sop_uid"].to_pylist())
+        todo = [case for case in cases if _sop_uid(project.key, case.series_uid, project.model, version) not in before]
+        commit = functools.partial(_commit_predictions, archive)
+        failed = _waves(spark, todo, functools.partial(_predict, job), commit, progress)
     return BatchReport(project.model, version, len(todo) - len(failed), len(cases) - len(todo), failed)
 
 
@@ -107,25 +110,36 @@ def score_pool(
     version, job = _champion(archive, project, tracking_uri, version)
     cases = _chosen(archive, project, series)
     where = f"project = '{project.key}' AND model_version = '{version}' AND kind = '{ENTROPY}'"
-    before = set(archive.scores.scan(("series_uid",), where=where).read_all()["series_uid"].to_pylist())
-    todo = [case for case in cases if case.series_uid not in before]
     key = {"project": project.key, "model_version": version, "kind": ENTROPY}
 
     def commit(good: Sequence[dict[str, Any]]) -> None:
         now = datetime.now(UTC)
-        _append(archive.scores, [{**key, **row, "created_at": now} for row in good], SCORES, ("series_uid", "model_version"))
+        _append(archive.scores, [{**key, **row, "created_at": now} for row in good], SCORES)
 
-    failed = _waves(spark, todo, functools.partial(_score, job), commit, progress)
+    with _alone(job):
+        before = set(archive.scores.scan(("series_uid",), where=where).read_all()["series_uid"].to_pylist())
+        todo = [case for case in cases if case.series_uid not in before]
+        failed = _waves(spark, todo, functools.partial(_score, job), commit, progress)
     return BatchReport(project.model, version, len(todo) - len(failed), len(cases) - len(todo), failed)
 
 
 def _champion(archive: Archive, project: Project, tracking_uri: str, version: str | None = None) -> tuple[str, _Job]:
+    from serving.model import intact
+
     registry = Registry(tracking_uri)
     version = version or registry.champion(project.model)
     if version is None:
         raise ServingError("has no champion yet", about=f"model {project.model}", remedy="train and promote a version first")
-    folder = registry.fetch(project.model, version, archive.home / "models")
+    folder = intact(registry.fetch(project.model, version, archive.home / "models"))
     return version, _Job(archive.home, archive.index_url, folder, project.key)
+
+
+@contextmanager
+def _alone(job: _Job) -> Iterator[None]:
+    """One batch of a project at a time: what it finds not done, nobody else is doing."""
+    with (job.home / f".batch-{job.project}").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _chosen(archive: Archive, project: Project, series: Sequence[str] | None) -> list[Case]:
@@ -168,8 +182,8 @@ def _spread(
     spark: "SparkSession", work: Callable[[str], dict[str, Any]], uids: Sequence[str], report: Callable[[int], None]
 ) -> list[tuple[str, Any, str]]:
     context = spark.sparkContext
-    finished, group = context.accumulator(0), f"voxloop {uuid.uuid4()}"
-    tasks = context.parallelize(uids, len(uids)).mapPartitions(functools.partial(_each, work, finished))
+    finished, full, group = context.accumulator(0), context.accumulator(0), f"voxloop {uuid.uuid4()}"
+    tasks = context.parallelize(uids, len(uids)).mapPartitions(functools.partial(_each, work, finished, full))
 
     def collect() -> list[tuple[str, Any, str]]:
         context.setJobGroup(group, "predict", interruptOnCancel=True)
@@ -178,15 +192,23 @@ def _spread(
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(collect)
         try:
-            while not wait([running], timeout=0.2).done:
+            while not wait([running], timeout=0.2).done and not full.value:
                 report(int(finished.value))
-        except BaseException:
+            results = [] if full.value else running.result()
+        except BaseException as problem:
             context.cancelJobGroup(group)
+            if "No space left on device" in str(problem):
+                raise disk_full("Spark's scratch folder") from None
             raise
-        return running.result()
+        if full.value:
+            context.cancelJobGroup(group)
+            raise disk_full("the home")
+        return results
 
 
-def _each(work: Callable[[str], dict[str, Any]], finished: Any, uids: Iterable[str]) -> Iterator[tuple[str, Any, str]]:
+def _each(
+    work: Callable[[str], dict[str, Any]], finished: Any, full: Any, uids: Iterable[str]
+) -> Iterator[tuple[str, Any, str]]:
     import torch
 
     torch.set_num_threads(1)
@@ -194,8 +216,17 @@ def _each(work: Callable[[str], dict[str, Any]], finished: Any, uids: Iterable[s
         try:
             yield uid, work(uid), ""
         except Exception as problem:  # one series never fails the others; the reason is reported
+            full.add(int(_is_full(problem)))
             yield uid, None, " ".join(f"{type(problem).__name__}: {problem}".split())
         finished.add(1)
+
+
+def _is_full(problem: BaseException | None) -> bool:
+    while problem is not None:
+        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        problem = problem.__cause__
+    return False
 
 
 @functools.lru_cache(maxsize=2)
@@ -211,21 +242,20 @@ def _archive(home: Path, index_url: str | None) -> Archive:
 
 
 def _predict(job: _Job, uid: str) -> dict[str, Any]:
-    """On a worker: predict, write the SEG; its row of ``predictions`` and, under ``object``, of ``object_catalog``."""
+    """On a worker: predict, write the SEG; its row of ``predictions`` and, under ``path``, where it lies."""
     from serving.receipt import segmentation
     from training import Prompts
 
     archive, served = _archive(job.home, job.index_url), _hot(job.folder)
-    found = served.predictor.predict(archive.volume(uid), Prompts())
+    image = archive.volume(uid)
+    found = served.predictor.predict(image, Prompts())
     sop_uid = _sop_uid(job.project, uid, served.origin.model_name, served.origin.model_version)
-    row, seg = segmentation(served, found, archive.sources(uid), project=job.project, sop_uid=sop_uid)
-    root = archive.home / "volume"
-    path = root / FOLDER / str(seg.StudyInstanceUID) / str(seg.SeriesInstanceUID) / f"{sop_uid}.dcm"
-    for left in path.parent.glob(f"{TEMPORARY}*{path.name}"):  # by a worker that was killed
-        left.unlink(missing_ok=True)
+    row, seg = segmentation(served, image, found, archive.sources(uid), project=job.project, sop_uid=sop_uid)
+    path = archive.home / "volume" / FOLDER / str(seg.StudyInstanceUID) / str(seg.SeriesInstanceUID) / f"{sop_uid}.dcm"
+    remove_leftovers(path.parent)
     with atomic_file(path) as file:
         seg.save_as(file, enforce_file_format=True)
-    return {**row, "object": rows([listed(path)], root)}
+    return {**row, "path": path}
 
 
 def _score(job: _Job, uid: str) -> dict[str, Any]:
@@ -237,21 +267,16 @@ def _score(job: _Job, uid: str) -> dict[str, Any]:
 
 def _commit_predictions(archive: Archive, good: Sequence[dict[str, Any]]) -> None:
     """First the files, then what is said of them: a row of ``predictions`` always has its SEG."""
-    if good:
-        part = write_part(pa.concat_tables([row["object"] for row in good]), archive.objects.path)
-        archive.objects.commit([part], writer=f"batch_infer/{uuid.uuid4()}", batch=0)
+    archive.adopt([row["path"] for row in good], writer="batch_infer")
     now = datetime.now(UTC)
     told = [{**row, "volumes_ml": list(row["volumes_ml"].items()), "created_at": now} for row in good]
-    _append(archive.predictions, told, PREDICTIONS, ("sop_uid",))
+    _append(archive.predictions, told, PREDICTIONS)
 
 
-def _append(table: DeltaTable, told: Sequence[dict[str, Any]], schema: pa.Schema, key: Sequence[str]) -> None:
-    """Add rows in a name that follows from their keys: the same rows again add nothing."""
+def _append(table: DeltaTable, told: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
     if told:
-        keys = sorted("/".join(row[name] for name in ("project", *key)) for row in told)
-        writer = f"batch/{hashlib.sha256(chr(0).join(keys).encode()).hexdigest()}"
         chosen = [{name: row[name] for name in schema.names} for row in told]
-        table.append(pa.Table.from_pylist(chosen, schema=schema), writer=writer, batch=0)
+        table.append(pa.Table.from_pylist(chosen, schema=schema), writer=f"batch/{uuid.uuid4()}", batch=0)
 
 
 def _report(progress: Progress | None, start: int, total: int, done: int) -> None:

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,12 +83,13 @@ class HotModel:
     def _load(self, version: str) -> Any:
         from mlflow.pyfunc import load_model
 
+        import_module("serving.model")  # with all its rooms, before those that lie with the model can take their names
         folder = self._registry.fetch(self._model, version, self._home / "models")
         path = list(sys.path)
         try:
             return load_model(str(folder), model_config={"home": str(self._home), "index_url": self._index_url or ""})
         finally:
-            sys.path[:] = path  # MLflow puts each model's code first; the installed rooms answer, and the path must not grow
+            sys.path[:] = path  # MLflow puts each model's code first, and the path must not grow
 
 
 def serve(

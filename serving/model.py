@@ -35,7 +35,7 @@ from catalog.labelset import LabelSet
 from catalog.sources import FileVolumes, in_slice_order
 from datamodules.plan import Plan
 from serving.errors import ServingError
-from serving.receipt import segmentation
+from serving.receipt import file_sha256, labels_sha256, segmentation
 from serving.request import Item, Reference, answer, parse
 from training.predictor import NetPredictor, Prediction, Prompts
 from training.run import LABEL_IDS, LABEL_SET, PLAN, WEIGHTS, load_files
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import highdicom as hd
     from pydicom import Dataset
 
-__all__ = ["SIGNATURE", "Origin", "Served", "VoxloopModel", "load", "log_model"]
+__all__ = ["SIGNATURE", "Origin", "Served", "VoxloopModel", "intact", "load", "log_model"]
 
 ORIGIN = "origin.json"
 ROOMS = ("catalog", "datamodules", "training", "serving")
@@ -88,6 +88,8 @@ class Origin:
     labels_version: int
     label_ids: tuple[str, ...]
     readers: tuple[str, ...]
+    labels_sha256: str
+    weights_sha256: str
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def log_model(tracking_uri: str, run: Any, *, home: str, index_url: str) -> str:
             folder.mkdir()
             for name in (PLAN, LABEL_SET, LABEL_IDS, WEIGHTS):
                 mlflow.MlflowClient(tracking_uri).download_artifacts(run.info.run_id, name, str(folder))
-            (folder / ORIGIN).write_text(json.dumps(_origin(run, folder), indent=1))
+            (folder / ORIGIN).write_text(json.dumps(_origin(run, folder, home, index_url), indent=1))
             logged = Model.log(
                 artifact_path=None,
                 name="model",
@@ -131,8 +133,8 @@ def log_model(tracking_uri: str, run: Any, *, home: str, index_url: str) -> str:
 
 
 def load(folder: Path) -> Served:
-    """The model in ``folder``, as ``Registry.fetch`` or MLflow put it there."""
-    run = folder / "artifacts" / "run"
+    """The model in ``folder``, as ``Registry.fetch`` or MLflow put it there; ServingError where its weights were changed."""
+    run = intact(folder) / "artifacts" / "run"
     plan, label_set, net = load_files(run)
     meta = folder / "registered_model_meta"
     named = yaml.safe_load(meta.read_text()) if meta.exists() else {}
@@ -144,6 +146,14 @@ def load(folder: Path) -> Served:
         readers=tuple(origin["readers"]),
     )
     return Served(Origin(**origin), plan, label_set, NetPredictor(net, plan))
+
+
+def intact(folder: Path) -> Path:
+    """``folder``, if its model's weights are those that were registered; ServingError where they are not."""
+    run = folder / "artifacts" / "run"
+    if file_sha256(run / WEIGHTS) != json.loads((run / ORIGIN).read_text())["weights_sha256"]:
+        raise ServingError("the weights were changed", about=str(folder), remedy="remove the folder, it is fetched again")
+    return folder
 
 
 class VoxloopModel(PythonModel):  # type: ignore[misc]
@@ -180,7 +190,7 @@ class VoxloopModel(PythonModel):  # type: ignore[misc]
         with self._one:
             found = self.served.predictor.predict(image, Prompts(classes=tuple(item.prompts.classes)))
         made: dict[str, Callable[[], Any]] = {
-            "seg": lambda: _seg(self.served, found, sources()),
+            "seg": lambda: _seg(self.served, image, found, sources()),
             "nifti": lambda: _nifti(found.mask),
             "labelmap": lambda: _labelmap(found.mask),
             "volumes": lambda: found.volumes_ml,
@@ -206,8 +216,8 @@ def _headers(folder: str) -> "list[Dataset]":
     return in_slice_order([header for header in headers if "Rows" in header], about=folder)
 
 
-def _seg(served: Served, found: Prediction, sources: "Sequence[Dataset]") -> str:
-    _, written = segmentation(served, found, sources, project="")
+def _seg(served: Served, image: "hd.Volume", found: Prediction, sources: "Sequence[Dataset]") -> str:
+    _, written = segmentation(served, image, found, sources, project="")
     file = io.BytesIO()
     written.save_as(file)
     return base64.b64encode(file.getvalue()).decode()
@@ -227,7 +237,7 @@ def _labelmap(mask: "hd.Volume") -> dict[str, Any]:
     return {"data": data, "encoding": "zlib", "dtype": "uint8", "shape": list(mask.array.shape), "affine": mask.affine.tolist()}
 
 
-def _origin(run: Any, folder: Path) -> dict[str, Any]:
+def _origin(run: Any, folder: Path, home: str, index_url: str) -> dict[str, Any]:
     """A run as a receipt names it; the registered name and version are not known yet."""
     told, tags = json.loads((folder / LABEL_IDS).read_text()), run.data.tags
     return {
@@ -238,4 +248,6 @@ def _origin(run: Any, folder: Path) -> dict[str, Any]:
         "labels_version": int(tags.get("labels_version", -1)),
         "label_ids": told["label_ids"],
         "readers": told["readers"],
+        "labels_sha256": labels_sha256(Archive(home, index_url=index_url or None), told["label_ids"]) if home else "",
+        "weights_sha256": file_sha256(folder / WEIGHTS),
     }

@@ -1,13 +1,15 @@
 """Receipts: the way from a prediction back to the labels that its model learned from, and the proof that nothing was changed.
 
-A row of ``predictions`` holds every step. Its digest (``receipt``) is the sha256 of the canonical JSON of the row without
-``receipt`` and ``created_at``, so that the same prediction made again has the same receipt; the DICOM SEG carries the digest.
+A row of ``predictions`` holds every step, and digests of the image's voxels, of the labels' files and of the weights. Its own
+digest (``receipt``) is the sha256 of the canonical JSON of the row without ``receipt`` and ``created_at``, so that the same
+prediction made again has the same receipt; the DICOM SEG carries it.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from catalog.labelset import LabelSet, Structure
 from catalog.schemas import PREDICTIONS
 from catalog.uids import deterministic_uid
 from serving.errors import ServingError
+from serving.registry import fetched
 
 if TYPE_CHECKING:
     import highdicom as hd
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
     from serving.model import Served
     from training import Prediction
 
-__all__ = ["Receipt", "digest", "mask_sha256", "receipt", "segmentation"]
+__all__ = ["Receipt", "digest", "file_sha256", "labels_sha256", "mask_sha256", "receipt", "segmentation", "volume_sha256"]
+
+_WEIGHTS = Path("artifacts", "run", "weights.pt")  # in a model's folder
 
 _NOT_DIGESTED = ("receipt", "created_at")
 
@@ -86,11 +91,38 @@ def mask_sha256(mask: np.ndarray[Any, Any], labels: LabelSet) -> str:
     return hashlib.sha256(repr(mask.shape).encode() + numbers[mask].tobytes()).hexdigest()
 
 
+def volume_sha256(image: "hd.Volume") -> str:
+    """sha256 of an image as a model is given it: shape, affine (LPS mm, four decimals), voxels (float32, C order)."""
+    grid = (image.spatial_shape, (image.affine.round(4) + 0.0).tolist())  # + 0.0: no negative zero
+    return hashlib.sha256(repr(grid).encode() + image.array.astype(np.float32).tobytes()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def labels_sha256(archive: "Archive", label_ids: Sequence[str]) -> str:
+    """sha256 over the SEG files of label revisions, in the order of their ids; CatalogError where one is not there."""
+    labels = _labels(archive, label_ids)
+    if lacking := set(label_ids) - {label["label_id"] for label in labels}:
+        raise CatalogError("no such label revision", about=min(lacking), remedy="restore the home")
+    told = [f"{label['label_id']} {file_sha256(Path(_stored(archive, label['seg_uid']).path))}" for label in labels]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+
 def segmentation(
-    served: "Served", found: "Prediction", sources: "Sequence[Dataset]", *, project: str, sop_uid: str = ""
+    served: "Served",
+    image: "hd.Volume",
+    found: "Prediction",
+    sources: "Sequence[Dataset]",
+    *,
+    project: str,
+    sop_uid: str = "",
 ) -> "tuple[dict[str, Any], hd.seg.Segmentation]":
-    """A prediction as its row of ``predictions`` (without ``created_at``) and the DICOM SEG that carries the row's receipt.
-    Without ``sop_uid`` the SEG is named after what it holds."""
+    """What was ``found`` in ``image``, as its row of ``predictions`` (without ``created_at``) and the DICOM SEG that carries
+    the row's receipt. Without ``sop_uid`` the SEG is named after what it holds."""
     from catalog import seg
 
     first, origin = sources[0], served.origin
@@ -106,6 +138,7 @@ def segmentation(
         **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(origin).items()},
         "source_digest": _source_digest(uids),
         "source_uids": uids,
+        "source_sha256": volume_sha256(image),
         "mask_sha256": sha,
         "volumes_ml": found.volumes_ml,
         "uncertainty": found.entropy,
@@ -130,22 +163,25 @@ def receipt(archive: "Archive", sop_uid: str) -> Receipt:
     if not found:
         raise ServingError("no such prediction", about=sop_uid, remedy="voxloop sql 'select sop_uid from predictions'")
     row = {**found[0], "volumes_ml": dict(found[0]["volumes_ml"])}
-    labels = _labels(archive, row)
+    labels = _labels(archive, row["label_ids"])
     checks = {
         "digest": "ok" if digest(row) == row["receipt"] else "the row does not have the digest that its receipt names",
         "seg": _guarded(_check_seg, archive, row),
         "mask": _guarded(_check_mask, archive, row),
         "sources": _guarded(_check_sources, archive, row),
-        "labels": _missing(set(row["label_ids"]) - {label["label_id"] for label in labels}, "label revisions"),
+        "labels": _guarded(_check_labels, archive, row),
     }
+    folder = fetched(archive.home / "models", row["model_name"], row["model_version"], row["run_id"])
+    if (weights := folder / _WEIGHTS).exists():
+        checks["weights"] = "ok" if file_sha256(weights) == row["weights_sha256"] else f"{weights} was changed"
     return Receipt(row, tuple(labels), checks)
 
 
-def _labels(archive: "Archive", row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if not row["label_ids"]:
+def _labels(archive: "Archive", label_ids: Sequence[str]) -> list[dict[str, Any]]:
+    if not label_ids:
         return []
-    wanted = ", ".join(_quoted(label_id) for label_id in row["label_ids"])
-    columns = ("label_id", "series_uid", "author", "role", "created_at")
+    wanted = ", ".join(map(_quoted, label_ids))
+    columns = ("label_id", "series_uid", "seg_uid", "author", "role", "created_at")
     rows: list[dict[str, Any]] = archive.labels.scan(columns, where=f"label_id IN ({wanted})").read_all().to_pylist()
     return sorted(rows, key=lambda label: str(label["label_id"]))
 
@@ -157,12 +193,12 @@ def _guarded(check: Any, archive: "Archive", row: Mapping[str, Any]) -> str:
         return " ".join(f"cannot be read: {problem}".split())
 
 
-def _stored(archive: "Archive", row: Mapping[str, Any]) -> Any:
+def _stored(archive: "Archive", sop_uid: str) -> Any:
     """The SEG's row in the index; CatalogError where it is gone."""
     archive.index.follow(archive.objects)
-    found = archive.index.instance(row["sop_uid"])
+    found = archive.index.instance(sop_uid)
     if found is None:
-        raise CatalogError("the DICOM SEG is not in the catalog", about=row["sop_uid"])
+        raise CatalogError("the DICOM SEG is not in the catalog", about=sop_uid)
     return found
 
 
@@ -170,7 +206,7 @@ def _check_seg(archive: "Archive", row: Mapping[str, Any]) -> str:
     """The file's header is what was catalogued, and it carries this receipt."""
     from catalog.walk import walk
 
-    path = _stored(archive, row).path
+    path = _stored(archive, row["sop_uid"]).path
     metas = archive.objects.scan(("meta", "ingested_at"), where=f"path = {_quoted(path)}").read_all().to_pylist()
     header = walk(path).json
     if header != json.loads(max(metas, key=lambda m: m["ingested_at"])["meta"]):
@@ -183,7 +219,7 @@ def _check_mask(archive: "Archive", row: Mapping[str, Any]) -> str:
 
     from catalog import seg
 
-    stored = dcmread(_stored(archive, row).path)
+    stored = dcmread(_stored(archive, row["sop_uid"]).path)
     labels = _numbered(stored)
     mask = seg.decode(stored, archive.geometry(row["series_uid"]), labels)
     return "ok" if mask_sha256(mask.array, labels) == row["mask_sha256"] else "the DICOM SEG holds another mask"
@@ -202,17 +238,20 @@ def _numbered(stored: "Dataset") -> LabelSet:
 def _check_sources(archive: "Archive", row: Mapping[str, Any]) -> str:
     if _source_digest(row["source_uids"]) != row["source_digest"]:
         return "the list of source images was changed"
-    return _missing(
-        set(row["source_uids"]) - {str(source.SOPInstanceUID) for source in archive.sources(row["series_uid"])}, "images"
-    )
+    there = {str(source.SOPInstanceUID) for source in archive.sources(row["series_uid"])}
+    if lacking := set(row["source_uids"]) - there:
+        return f"{len(lacking)} images are not there any more, as {min(lacking)}"
+    same = volume_sha256(archive.volume(row["series_uid"])) == row["source_sha256"]
+    return "ok" if same else "the series' images were changed"
+
+
+def _check_labels(archive: "Archive", row: Mapping[str, Any]) -> str:
+    found = labels_sha256(archive, row["label_ids"])
+    return "ok" if row["labels_sha256"] in ("", found) else "the segmentation of a label was changed"
 
 
 def _source_digest(uids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(uids)).encode()).hexdigest()
-
-
-def _missing(lacking: set[str], what: str) -> str:
-    return f"{len(lacking)} {what} are not there any more, as {min(lacking)}" if lacking else "ok"
 
 
 def _quoted(text: str) -> str:

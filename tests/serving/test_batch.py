@@ -1,5 +1,9 @@
 """Batch inference and scoring on real Spark, and the receipts of what it made."""
 
+import errno
+import functools
+import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pytest
 
-from catalog import seg
+from catalog import CatalogError, seg
+from catalog.disk import disk_full
+from serving import batch
 from serving.batch import batch_infer, score_pool
 from serving.errors import ServingError
 from serving.gate import evaluate
+from serving.model import load
 from serving.receipt import digest, receipt
 from serving.registry import ALIAS
 
@@ -26,7 +33,7 @@ MODEL = "batch"
 def project(world: Any) -> Any:
     """The world's project, with a champion."""
     project = replace(world.project, model=MODEL)
-    version = world.registry.register(world.trained, model=MODEL)
+    version = world.registry.register(world.trained, model=MODEL, home=world.archive.home)
     world.registry.promote(MODEL, version, evaluate(world.archive, project, world.registry, version))
     return project
 
@@ -77,7 +84,7 @@ def test_series_can_be_named_and_failures_are_listed(spark: "SparkSession", worl
         batch_infer(spark, world.archive, project, tracking_uri=uri, series=["1.2.3"])
 
 
-def test_a_receipt_leads_back_to_the_labels_and_readers(world: Any, project: Any) -> None:
+def test_a_receipt_leads_back_to_the_labels_and_readers(world: Any, project: Any, tmp_path: Path) -> None:
     sop_uid = rows(world)[0]["sop_uid"]
     found = receipt(world.archive, sop_uid)
     assert found.ok, found.checks
@@ -86,26 +93,76 @@ def test_a_receipt_leads_back_to_the_labels_and_readers(world: Any, project: Any
     assert (told["model_name"], told["model_version"], told["run_id"]) == (MODEL, "1", world.trained)
     assert told["readers"] == ["ada"]
     assert len(told["labels"]) == len(told["label_ids"]) == 7
+    stored = mlflow.MlflowClient(world.registry.tracking_uri).download_artifacts(world.trained, "label_ids.json", str(tmp_path))
+    learned = json.loads(Path(stored).read_text())
+    assert (told["label_ids"], told["readers"]) == (learned["label_ids"], learned["readers"])
+    assert "learned from 7 label revisions by ada" in str(found)
     assert digest(found.row) == told["receipt"]
     assert all(word in str(found) for word in ("receipt ok", world.trained, "ada", told["mask_sha256"]))
     with pytest.raises(ServingError, match="no such prediction"):
         receipt(world.archive, "1.2.3")
 
 
-@pytest.mark.parametrize(("what", "check"), [("pixels", "mask"), ("header", "seg")])
-def test_a_changed_byte_of_the_segmentation_is_found(world: Any, project: Any, what: str, check: str) -> None:
-    sop_uid = rows(world)[0]["sop_uid"]
-    path = Path(world.archive.index.instance(sop_uid).path)
+@pytest.mark.parametrize(
+    ("what", "check"),
+    [("pixels", "mask"), ("header", "seg"), ("image", "sources"), ("label", "labels"), ("weights", "weights")],
+)
+def test_a_changed_byte_is_found(world: Any, project: Any, what: str, check: str) -> None:
+    row = receipt(world.archive, rows(world)[0]["sop_uid"]).row
+    sop_uid, archive = row["sop_uid"], world.archive
+    [label] = archive.labels.scan(("seg_uid",), where=f"label_id = '{row['label_ids'][0]}'").read_all().to_pylist()
+    folder = archive.home / "models" / MODEL / f"1-{world.trained[:12]}"
+    path = {
+        "image": archive.series_files(row["series_uid"])[5],
+        "label": Path(archive.index.instance(label["seg_uid"]).path),
+        "weights": folder / "artifacts/run/weights.pt",
+    }.get(what, Path(archive.index.instance(sop_uid).path))
     content = path.read_bytes()
-    at = len(content) - 40 if what == "pixels" else content.index(b"Voxloop")
+    at = content.index(b"Voxloop") if what == "header" else len(content) - 40
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     try:
-        found = receipt(world.archive, sop_uid)
+        found = receipt(archive, sop_uid)
+        if what == "weights":
+            with pytest.raises(ServingError, match="the weights were changed"):
+                load(folder)
     finally:
         path.write_bytes(content)
-    assert not found.ok
-    assert found.checks[check] != "ok"
-    assert receipt(world.archive, sop_uid).ok
+    assert {name for name, said in found.checks.items() if said != "ok"} == {check}
+    assert receipt(archive, sop_uid).ok
+
+
+def test_of_two_runs_at_once_each_series_is_predicted_by_one(spark: "SparkSession", world: Any, project: Any) -> None:
+    twice = replace(project, key="twice")
+    chosen = (world.series[:2], world.series[1:3])
+    with ThreadPoolExecutor(2) as pool:
+        run = functools.partial(batch_infer, spark, world.archive, twice, tracking_uri=world.registry.tracking_uri)
+        reports = list(pool.map(lambda series: run(series=series), chosen))
+    assert [report.failed for report in reports] == [(), ()]
+    found = world.archive.predictions.scan(("sop_uid",), where="project = 'twice'").read_all()["sop_uid"].to_pylist()
+    assert len(found) == len(set(found)) == 3
+    assert all(receipt(world.archive, sop_uid).ok for sop_uid in found)
+
+
+def test_a_full_disk_stops_all(spark: "SparkSession", world: Any, project: Any) -> None:
+    def work(uid: str) -> dict[str, Any]:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as problem:
+            raise disk_full(uid) from problem
+
+    with pytest.raises(CatalogError, match="the home: the disk is full"):
+        batch._waves(spark, project.cases(world.archive), work, pytest.fail, None)
+
+
+def test_weights_that_were_changed_are_said_once(spark: "SparkSession", world: Any, project: Any) -> None:
+    [weights] = (world.archive.home / "models" / MODEL).glob("*/artifacts/run/weights.pt")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + b"!")
+    try:
+        with pytest.raises(ServingError, match="the weights were changed"):
+            score_pool(spark, world.archive, project, tracking_uri=world.registry.tracking_uri)
+    finally:
+        weights.write_bytes(content)
 
 
 def test_the_pool_is_scored_by_entropy_once(spark: "SparkSession", world: Any, project: Any) -> None:

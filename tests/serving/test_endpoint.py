@@ -24,6 +24,7 @@ import pydicom
 import pytest
 import torch
 
+from serving import model
 from serving.gate import evaluate
 from serving.registry import ALIAS
 
@@ -31,6 +32,18 @@ pytestmark = pytest.mark.slow
 
 MODEL = "endpoint"
 SERVE = "import sys; from serving.endpoint import serve; serve(sys.argv[1], sys.argv[2], sys.argv[3], port=int(sys.argv[4]))"
+
+
+ROOMS = """
+import json, sys
+from pathlib import Path
+from serving.endpoint import HotModel
+from serving.registry import Registry
+
+hot = HotModel(sys.argv[1], Registry(sys.argv[2]), Path(sys.argv[3]))
+hot.predict([{"reference": {"series": sys.argv[4]}, "outputs": ["volumes", "seg", "nifti"]}])
+print(json.dumps({name: module.__file__ for name, module in sys.modules.items() if getattr(module, "__file__", None)}))
+"""
 
 
 def start(world: Any, port: int) -> "subprocess.Popen[bytes]":
@@ -102,6 +115,16 @@ def test_each_item_is_answered_on_its_own(world: Any, port: int) -> None:
     ):
         assert words in message
     assert 0 < answers[6]["result"]["uncertainty"]["mean_entropy"] < 1
+
+
+def test_every_room_in_the_servers_process_is_of_one_copy(world: Any, port: int) -> None:
+    arguments = [MODEL, world.registry.tracking_uri, str(world.archive.home), world.series[0]]
+    made = subprocess.run([sys.executable, "-c", ROOMS, *arguments], capture_output=True, check=True, text=True)
+    files = json.loads(made.stdout.splitlines()[-1])
+    rooms = {name: Path(file) for name, file in files.items() if name.split(".")[0] in model.ROOMS}
+    assert {name.split(".")[0] for name in rooms} == set(model.ROOMS)
+    ours = Path(model.__file__).parents[1]
+    assert {name: file for name, file in rooms.items() if not file.is_relative_to(ours)} == {}
 
 
 def test_every_output_shows_the_same_mask(world: Any, port: int) -> None:

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
-from serving.gate import FEW_PATIENTS, Evidence, judge, patient_means
+from serving import gate
+from serving.gate import FEW_PATIENTS, Evidence, compare, judge, patient_means
 
 LABELS = {f"l{i}": {"series": f"s{i}", "patient": f"p{i}"} for i in range(12)}
 
@@ -54,6 +56,17 @@ def test_equal_means_but_large_spread_is_not_shown_to_be_as_good() -> None:
     evidence = verdict([0.9, 0.5, 0.95, 0.45, 0.9, 0.5], [0.7] * 6)
     assert evidence.comparisons[0].mean_difference == pytest.approx(0)
     assert evidence.verdict == "rejected"
+
+
+@pytest.mark.parametrize("patients", [FEW_PATIENTS, 7, 9, 20])
+def test_a_candidate_worse_by_the_margin_passes_one_time_in_twenty(patients: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "RESAMPLES", 1999)
+    rng, trials, champion = np.random.default_rng(0), 1000, dict.fromkeys(map(str, range(patients)), 0.8)
+    passed = 0
+    for _ in range(trials):
+        own = dict(zip(champion, 0.8 - 0.02 + rng.normal(0, 0.05, patients), strict=True))
+        passed += compare(own, champion, version="2", role="champion", margin=0.02).passed
+    assert 0.03 < passed / trials < 0.07
 
 
 def test_pairing_removes_the_spread_between_patients() -> None:
