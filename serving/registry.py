@@ -102,11 +102,15 @@ class Registry:
 
     @_said
     def record(self, evidence: Evidence) -> None:
-        """Keep the gate's evidence: a JSON artifact of the candidate's run, named by its digest, and tags on its version. The
-        last tag names the artifact: until then the evidence before counts."""
+        """Keep the gate's evidence: a JSON artifact of the candidate's run, named by its digest; its Dice as metrics; tags on its
+        version. The last tag names the artifact: until then the evidence before counts."""
         version = self._client.get_model_version(evidence.model, evidence.candidate)
         path = f"gate/{evidence.digest}.json"
         self._client.log_dict(version.run_id, evidence.to_dict(), path)
+        for name, dice in evidence.structures.items():
+            self._client.log_metric(version.run_id, f"holdout_dice_{name}", dice)
+        if evidence.candidate in evidence.means:
+            self._client.log_metric(version.run_id, "holdout_dice", evidence.means[evidence.candidate])
         tags = {
             HOLDOUT_DICE: f"{evidence.means.get(evidence.candidate, 0.0):.6f}",
             "voxloop.unproven": str(evidence.unproven).lower(),
