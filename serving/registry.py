@@ -102,8 +102,8 @@ class Registry:
 
     @_said
     def record(self, evidence: Evidence) -> None:
-        """Keep the gate's evidence: a JSON artifact of the candidate's run, named by its digest; its Dice as metrics; tags on its
-        version. The last tag names the artifact: until then the evidence before counts."""
+        """Keep the gate's evidence: a JSON artifact of the candidate's run, named by its digest; its Dice as the run's metrics;
+        tags on its version. The last tag names the artifact: until then the evidence before counts."""
         version = self._client.get_model_version(evidence.model, evidence.candidate)
         path = f"gate/{evidence.digest}.json"
         self._client.log_dict(version.run_id, evidence.to_dict(), path)
