@@ -157,7 +157,7 @@ def _project(home: Path, cohort: Cohort) -> Project:
 def _rounds(settings: Settings, place: Workplace, rounds: int, clock: Clock, stack: ExitStack) -> list[dict[str, Any]]:
     """Play the rounds; after each, the endpoint answers for one series with the champion of that moment."""
     pool = len(place.project.cases(place.archive))
-    first, later = max(3, pool // 9), max(3, pool // 7)
+    first, later = max(3, pool // 9), max(3, pool // 6)
     played = [Round(place, number, first if number == 1 else later) for number in range(1, rounds + 1)]
     state = settings.state_url or sqlite_url(settings.home / "state.db")
     results: list[dict[str, Any]] = []
