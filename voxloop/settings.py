@@ -1,5 +1,6 @@
 """Settings, read once at the start of a command and handed down as plain arguments."""
 
+import os
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -29,7 +30,7 @@ class Settings(BaseSettings):
 def read(home: Path | None = None) -> Settings:
     """The settings of this process; ``home``, when given, goes before VOXLOOP_HOME.
 
-    Raises FrontDoorError naming the variable whose value is not usable.
+    Raises FrontDoorError naming the variable whose value is not usable, or the home that cannot be one.
     """
     try:
         settings = Settings()
@@ -38,6 +39,9 @@ def read(home: Path | None = None) -> Settings:
         variable = "VOXLOOP_" + "_".join(str(part) for part in first["loc"]).upper()
         raise FrontDoorError(first["msg"], about=variable, remedy="correct the environment variable") from None
     chosen = (home or settings.home).expanduser().resolve()
+    there = next(path for path in (chosen, *chosen.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise FrontDoorError("not a folder that can be written to", about=str(there), remedy="choose another --home")
     return settings.model_copy(update={"home": chosen})
 
 

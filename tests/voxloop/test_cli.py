@@ -123,7 +123,7 @@ def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     """A file system of 1 MB, where this user may mount one."""
-    nifti(tmp_path / "in/images/a.nii.gz", (64, 64, 64))
+    nifti(tmp_path / "in/images/a.nii.gz", (128, 128, 64))
     (tmp_path / "home").mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path / "home")], capture_output=True)
     if mounted.returncode:
