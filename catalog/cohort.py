@@ -105,8 +105,10 @@ class CohortFolder:
         rows.writerow(["case", "series_uid", "label"])
         for case, labelled in cases:
             rows.writerow([case, series_uids(self.name, case)[1], f"labels/{case}.dcm" if labelled else ""])
-        with atomic_file(self.path / "index.csv") as file:
-            file.write(text.getvalue().encode())
+        index = self.path / "index.csv"
+        if not index.exists() or index.read_text() != text.getvalue():
+            with atomic_file(index) as file:
+                file.write(text.getvalue().encode())
 
     def _sources(self) -> dict[str, dict[str, Any]]:
         path = self.path / "sources.json"

@@ -57,6 +57,8 @@ def sql(archive: "Archive", query: str) -> pa.Table:
         for view in (_INSTANCES, _SERIES, _STUDIES):
             connection.execute(view)
         try:
+            if len(duckdb.extract_statements(query)) != 1:
+                raise CatalogError("give exactly one statement", about="query", remedy="select … from instances")
             found = connection.sql(query)
             return pa.table({}) if found is None else found.to_arrow_table()
         except duckdb.Error as problem:

@@ -92,6 +92,14 @@ def _archive(settings: Settings) -> "Archive":
     return archive
 
 
+def _existing(home: Path | None) -> Settings:
+    """The settings of a home that is there; FrontDoorError where none is, so that a slip is not taken for an empty archive."""
+    settings = read(home)
+    if not (settings.home / "tables").is_dir():
+        raise FrontDoorError("no Voxloop home here", about=str(settings.home), remedy="name it with --home or VOXLOOP_HOME")
+    return settings
+
+
 def _project(path: Path) -> "Project":
     from catalog import Project
 
@@ -112,7 +120,9 @@ def import_nifti(
     target = out or read(home).home / "volume" / "imported" / folder.resolve().name
     with console.stage(f"import {folder}") as report:
         done = convert(folder, target, progress=report)
-    console.note(f"{done.images} images and {done.labels} labels are in {target}; next: voxloop ingest {target / 'images'}")
+    console.note(f"{done.images} images and {done.labels} labels are in {target}")
+    at = f" --home {home}" if home else ""
+    console.note(f"next: voxloop ingest {target / 'images'}{at}   (labels/ holds the SEG files; ingest them too to see them)")
     if json:
         console.emit({**done.as_json(), "out": str(target)})
 
@@ -135,7 +145,13 @@ def ingest(
         done = read_headers(spark, archive, path, progress=report)
     console.note(f"{done.found} files: {done.added} added, {done.unchanged} unchanged, {done.bad} not usable")
     if done.bad:
-        console.note("why: voxloop sql \"select path, status, error from object_catalog where status <> 'ok'\"")
+        under = str(path.absolute()).replace("'", "''")
+        bad = f"status <> 'ok' and starts_with(path, '{under}')"
+        why = f"select relative_path, status, error from object_catalog where {bad} limit 5"
+        for row in archive.sql(why).to_pylist():
+            console.note(f"  {row['relative_path']}: {row['status']}: {row['error']}")
+        if done.bad > 5:
+            console.note("  … and more: voxloop sql \"select path, status, error from object_catalog where status <> 'ok'\"")
     if json:
         console.emit(done.as_json())
 
@@ -150,19 +166,12 @@ def sql(
     json: JsonOption = False,
 ) -> None:
     """Ask the catalog, read-only."""
-    from rich.table import Table
-
-    rows = _archive(read(home)).sql(query).to_pylist()
+    rows = _archive(_existing(home)).sql(query).to_pylist()
     if json:
         console.emit({"rows": rows})
         return
-    shown = Table()
-    for name in rows[0] if rows else ():
-        shown.add_column(str(name))
-    for row in rows:
-        shown.add_row(*(str(value) for value in row.values()))
-    console.table(shown)
-    console.note(f"{len(rows)} rows")
+    console.records(rows)
+    console.note(f"{len(rows)} row{'' if len(rows) == 1 else 's'}")
 
 
 @app.command()
@@ -175,7 +184,7 @@ def receipt(
     """Print the way from a prediction back to the label revisions and the images it came from, and check it."""
     from serving import receipt as follow
 
-    found = follow(_archive(read(home)), uid)
+    found = follow(_archive(_existing(home)), uid)
     console.plain(str(found))
     if json:
         console.emit(found.as_json())
@@ -329,7 +338,9 @@ def demo(
     settings = read(home)
     with only_one(settings.home):
         summary = play(settings, cohort=cohort, rounds=rounds)
-    console.note("See the runs side by side: voxloop up" + (f" --home {home}" if home else ""))
+    console.note(
+        f"See the runs side by side: {Path(sys.argv[0]).name} up" + (f" --home {home}" if home else "") + "  (or: make up)"
+    )
     console.emit(summary)
 
 

@@ -3,17 +3,19 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import orjson
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from catalog.progress import Progress as Report
 
-__all__ = ["emit", "error", "note", "plain", "stage", "stop", "table"]
+__all__ = ["emit", "error", "note", "plain", "records", "stage", "stop", "table"]
 
 _screen = Console(stderr=True, highlight=False)
 _stopping = threading.Event()
@@ -34,8 +36,29 @@ def _unless_stopped(report: Report) -> Report:
 
 
 def note(text: str) -> None:
-    """One line for the person who watches."""
-    _screen.print(text)
+    """One line for the person who watches, never broken: it may hold a command to copy."""
+    _screen.print(text, soft_wrap=True)
+
+
+def records(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows on standard output: a table where it fits the screen, else a block a row."""
+    screen = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    shown = Table()
+    for name in rows[0] if rows else ():
+        shown.add_column(str(name), no_wrap=True)
+    for row in rows:
+        shown.add_row(*(str(value) for value in row.values()))
+    needed = Measurement.get(screen, screen.options.update(max_width=100_000), shown).maximum
+    if shown.columns and needed <= screen.width:
+        screen.print(shown)
+        return
+    for row in rows:
+        width = max(map(len, row))
+        print("\n".join(f"{name:{width}}  {_short(str(value))}" for name, value in row.items()), end="\n\n")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]} … ({len(text)} characters)"
 
 
 def plain(text: str) -> None:

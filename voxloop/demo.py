@@ -97,7 +97,7 @@ def play(settings: Settings, *, cohort: Path | None, rounds: int) -> dict[str, A
         "patients": len({case.patient_id for case in cases}),
         "instances": _instances(archive, project),
         "labels": [result["labels"] for result in results],
-        "dice": [result["dice"] for result in results],
+        "dice": [round(result["dice"], 4) for result in results],
         "champion": results[-1]["champion"],
         **summary,
         "seconds": clock.seconds,

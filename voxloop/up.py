@@ -28,7 +28,7 @@ def serve(settings: Settings, project: Path | None, *, mlflow_port: int, endpoin
             try:
                 with console.stage(f"start the endpoint of {model}"):
                     if Registry(uri).champion(model) is None:
-                        raise ServingError("has no champion yet", about=model, remedy="play a round")
+                        raise ServingError("has no champion yet", about=model, remedy="play a round: voxloop demo")
                     address = stack.enter_context(endpoint(settings, model, uri, port=endpoint_port))
                 addresses["endpoint"] = f"{address}/invocations"
                 print(f"endpoint  {address}/invocations  (model {model})", flush=True)
@@ -36,7 +36,9 @@ def serve(settings: Settings, project: Path | None, *, mlflow_port: int, endpoin
                 console.note(f"no endpoint: {problem}")
         if json:
             console.emit(addresses)
-        console.note("Ctrl-C stops both.")
+        if chosen is None:
+            console.note("no endpoint: this home has no project yet (voxloop demo makes one)")
+        console.note("Ctrl-C stops what was started here.")
         try:
             while True:
                 time.sleep(3600)

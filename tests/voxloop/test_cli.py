@@ -85,15 +85,23 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_question_that_is_no_sql(tmp_path: Path) -> None:
+    (tmp_path / "home" / "tables").mkdir(parents=True)
     refused(voxloop("sql", "selekt 1", home=tmp_path / "home"), "selekt")
 
 
+def test_a_home_that_is_not_there(tmp_path: Path) -> None:
+    refused(voxloop("sql", "select 1", home=tmp_path / "hoem"), tmp_path / "hoem")
+    assert not (tmp_path / "hoem").exists()
+
+
 def test_rows_come_as_one_json_object(tmp_path: Path) -> None:
+    (tmp_path / "home" / "tables").mkdir(parents=True)
     asked = voxloop("sql", "select count(*) as n from object_catalog", "--json", home=tmp_path / "home")
     assert json.loads(asked.stdout) == {"rows": [{"n": 0}]}
 
 
 def test_a_receipt_of_no_prediction(tmp_path: Path) -> None:
+    (tmp_path / "home" / "tables").mkdir(parents=True)
     refused(voxloop("receipt", "1.2.3", home=tmp_path / "home"), "1.2.3")
 
 

@@ -142,4 +142,4 @@ def test_a_holdout_patient_never_trains(finished: dict[str, Any], home: Path) ->
         " join labels l on l.label_id = t.label_id join splits s on s.unit = l.patient_id"
     )
     rows = json.loads(run("sql", query, "--json", home=home).stdout)["rows"]
-    assert {row["role"] for row in rows} == {"train", "validation"}
+    assert {row["role"] for row in rows} == {"train"}
