@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow  # each process imports the room
+
 SEQUENCE = """
 import os, signal, sys
 from pathlib import Path

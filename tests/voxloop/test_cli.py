@@ -64,7 +64,14 @@ def test_a_broken_nifti(tmp_path: Path) -> None:
     whole = nifti(tmp_path / "in/images/a.nii.gz")
     whole.write_bytes(whole.read_bytes()[:60])
     refused(voxloop("import-nifti", tmp_path / "in", home=tmp_path / "home"), whole)
-    refused(voxloop("demo", "--cohort", tmp_path / "in", home=tmp_path / "home"), whole)
+
+
+@pytest.mark.slow
+def test_a_cohort_that_the_demo_cannot_play(tmp_path: Path) -> None:
+    image = nifti(tmp_path / "in/images/a.nii.gz")
+    refused(voxloop("demo", "--cohort", tmp_path / "in", home=tmp_path / "home"), tmp_path / "in", "labels/")
+    image.write_bytes(image.read_bytes()[:60])
+    refused(voxloop("demo", "--cohort", tmp_path / "in", home=tmp_path / "home2"), image)
 
 
 def test_a_cohort_is_imported_once(tmp_path: Path) -> None:
