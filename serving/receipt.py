@@ -108,7 +108,8 @@ def labels_sha256(archive: "Archive", label_ids: Sequence[str]) -> str:
     labels = _labels(archive, label_ids)
     if lacking := set(label_ids) - {label["label_id"] for label in labels}:
         raise CatalogError("no such label revision", about=min(lacking), remedy="restore the home")
-    told = [f"{label['label_id']} {file_sha256(Path(_stored(archive, label['seg_uid']).path))}" for label in labels]
+    archive.index.follow(archive.objects)
+    told = [f"{label['label_id']} {file_sha256(Path(_indexed(archive, label['seg_uid']).path))}" for label in labels]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
@@ -194,8 +195,12 @@ def _guarded(check: Any, archive: "Archive", row: Mapping[str, Any]) -> str:
 
 
 def _stored(archive: "Archive", sop_uid: str) -> Any:
-    """The SEG's row in the index; CatalogError where it is gone."""
+    """The SEG's row in the index as it is now; CatalogError where it is gone."""
     archive.index.follow(archive.objects)
+    return _indexed(archive, sop_uid)
+
+
+def _indexed(archive: "Archive", sop_uid: str) -> Any:
     found = archive.index.instance(sop_uid)
     if found is None:
         raise CatalogError("the DICOM SEG is not in the catalog", about=sop_uid)
