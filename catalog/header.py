@@ -4,12 +4,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from catalog.schemas import TYPED
+from catalog.schemas import TYPED, TYPED_LATER
 from catalog.walk import Header
 
 __all__ = ["typed"]
 
-_TAGS = [(name, int(tag, 16), pa.types.is_integer(kind)) for name, (tag, kind) in TYPED.items()]
+_TAGS = [(name, int(tag, 16), pa.types.is_integer(kind)) for name, (tag, kind) in {**TYPED, **TYPED_LATER}.items()]
 
 
 def typed(header: Header) -> dict[str, Any]:

@@ -9,7 +9,7 @@ splits           (project, unit)
 
 import pyarrow as pa
 
-__all__ = ["LABELS", "OBJECTS", "OBJECT_KEY", "PREDICTIONS", "SCORES", "SPLITS", "TYPED"]
+__all__ = ["LABELS", "OBJECTS", "OBJECT_KEY", "PREDICTIONS", "SCORES", "SPLITS", "TYPED", "TYPED_LATER"]
 
 _TEXT, _WHOLE, _REAL = pa.string(), pa.int64(), pa.float64()
 _TIME = pa.timestamp("us", "UTC")
@@ -48,6 +48,20 @@ TYPED: dict[str, tuple[str, pa.DataType]] = {
 }
 """The attributes that have a column of their own: name → (tag as in DICOM JSON, type)."""
 
+TYPED_LATER: dict[str, tuple[str, pa.DataType]] = {
+    "SeriesDate": ("00080021", _TEXT),
+    "SeriesTime": ("00080031", _TEXT),
+    "PerformedProcedureStepStartDate": ("00400244", _TEXT),
+    "PerformedProcedureStepStartTime": ("00400245", _TEXT),
+    "Manufacturer": ("00080070", _TEXT),
+    "ManufacturerModelName": ("00081090", _TEXT),
+    "StationName": ("00081010", _TEXT),
+    "InstitutionName": ("00080080", _TEXT),
+    "ProtocolName": ("00181030", _TEXT),
+    "BitsAllocated": ("00280100", _WHOLE),
+}
+"""More of them, whose columns stand after ``ingested_at``."""
+
 OBJECT_KEY = ("path", "modificationTime", "length")
 
 OBJECTS = pa.schema(
@@ -62,10 +76,30 @@ OBJECTS = pa.schema(
         *((name, kind) for name, (_, kind) in TYPED.items()),
         *_texts("status", "error"),
         ("ingested_at", _TIME),
+        *((name, kind) for name, (_, kind) in TYPED_LATER.items()),
+        ("file_meta", _TEXT),
+        ("notes", _TEXTS),
+        ("pixel_offset", _WHOLE),
+        ("pixel_length", _WHOLE),
+        ("frame_offsets", pa.list_(_WHOLE)),
+        ("frame_lengths", pa.list_(_WHOLE)),
+        ("pixel_hash", _TEXT),
+        ("pixel_min", _REAL),
+        ("pixel_max", _REAL),
+        ("pixel_mean", _REAL),
+        ("pixel_shape", pa.list_(_WHOLE)),
     ]
 )
-"""``meta`` is the header as DICOM JSON (PS3.18 F) with the file meta group; ``status`` is ``ok``, ``incomplete`` (a UID is
-missing), ``broken`` or ``not_dicom``, with the reason in ``error``; ``ingested_at`` orders the rows of one path."""
+"""``file_type`` is ``dicom``, ``nifti``, ``zip``, ``tar`` or ``other``. ``meta`` is the data set's header as DICOM JSON (PS3.18 F;
+of a NIfTI file its header as a JSON object), ``file_meta`` the file meta group (0002) in the same form, ``notes`` the elements
+that were left out and why. ``pixel_offset`` and ``pixel_length`` say where the pixels lie, in bytes of the file at ``path``;
+``frame_offsets`` and ``frame_lengths`` where each frame does, null where that cannot be told without decoding. ``pixel_hash``
+(sha256 of the decoded pixels), ``pixel_min``, ``pixel_max``, ``pixel_mean`` (stored values, before any rescale) and
+``pixel_shape`` (frames, rows, columns, samples, as NumPy has it) are there where the pixels were read.
+
+``status`` is ``ok``; ``incomplete`` (a UID is missing), ``broken`` or ``not_dicom``, with the reason in ``error``; ``archive``
+(what is in it has rows of its own where it was unpacked); or ``conflict``: another file of this SOPInstanceUID has other pixels
+and a label, and stays current. ``ingested_at`` orders the rows of one path."""
 
 LABELS = pa.schema(
     [

@@ -1,177 +1,31 @@
 """The command line. Every command takes --home and --json, ends with status 0 or says in one line what to do."""
 
-import errno
-import functools
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from catalog.errors import VoxloopError
+from voxloop import catalog_commands as catalog_commands  # registers its commands
 from voxloop import console
+from voxloop.command import HomeOption, JsonOption, app, existing, guarded, open_archive, spark_session
 from voxloop.errors import FrontDoorError
-from voxloop.settings import Settings, read
+from voxloop.settings import read
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
-    from catalog import Archive, Project
+    from catalog import Project
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    help="The label, train and serve loop for medical images.", no_args_is_help=True, pretty_exceptions_enable=False
-)
-
-HomeOption = Annotated[Path | None, typer.Option("--home", help="Folder with all state (VOXLOOP_HOME, ./.voxloop).")]
-JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")]
 ProjectArgument = Annotated[Path, typer.Argument(help="Project file (YAML).")]
-
-P = ParamSpec("P")
-
-
-def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """A user's mistake or a full disk becomes one line and status 1, Ctrl-C one line and status 130.
-
-    Any other exception is a bug, and shows its traceback.
-    """
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except VoxloopError as problem:
-            console.error(str(problem))
-        except KeyboardInterrupt:
-            console.error("stopped; run the same command again to go on where it was")
-            _leave(130)
-        except Exception as problem:
-            if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                console.error(f"{problem.filename or 'the disk'}: {problem.strerror} (make room or choose another --home)")
-            else:
-                traceback.print_exc()
-        else:
-            _leave(0)
-        _leave(1)
-
-    return run
-
-
-def _leave(status: int) -> NoReturn:
-    """End now: no thread that still computes is waited for, no library's farewell is printed; servers were stopped, or end
-    with this process (voxloop.child)."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-@contextmanager
-def _spark(settings: Settings, *, warm: bool = True) -> "Iterator[SparkSession]":
-    from voxloop.spark import start
-
-    with console.stage("start Spark"):
-        spark = start(settings, warm=warm)
-    try:
-        yield spark
-    finally:
-        spark.stop()
-
-
-def _archive(settings: Settings) -> "Archive":
-    from catalog import Archive
-
-    archive = Archive(settings.home, index_url=settings.index_url or None)
-    for line in archive.finish():
-        console.note(f"  finished after a crash: {line}")
-    return archive
-
-
-def _existing(home: Path | None) -> Settings:
-    """The settings of a home that is there; FrontDoorError where none is, so that a slip is not taken for an empty archive."""
-    settings = read(home)
-    if not (settings.home / "tables").is_dir():
-        raise FrontDoorError("no Voxloop home here", about=str(settings.home), remedy="name it with --home or VOXLOOP_HOME")
-    return settings
 
 
 def _project(path: Path) -> "Project":
     from catalog import Project
 
     return Project.load(path)
-
-
-@app.command("import-nifti")
-@guarded
-def import_nifti(
-    folder: Annotated[Path, typer.Argument(help="Folder with images/*.nii.gz and labels/*.nii.gz.")],
-    out: Annotated[Path | None, typer.Option(help="Where the DICOM goes; default HOME/volume/imported/NAME.")] = None,
-    home: HomeOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Turn a folder of NIfTI images and labels into DICOM: one patient, study and series a case, labels as DICOM SEG."""
-    from catalog import import_nifti as convert
-
-    target = out or read(home).home / "volume" / "imported" / folder.resolve().name
-    with console.stage(f"import {folder}") as report:
-        done = convert(folder, target, progress=report)
-    console.note(f"{done.images} images and {done.labels} labels are in {target}")
-    at = f" --home {home}" if home else ""
-    console.note(f"next: voxloop ingest {target / 'images'}{at}   (labels/ holds the SEG files; ingest them too to see them)")
-    if json:
-        console.emit({**done.as_json(), "out": str(target)})
-
-
-@app.command()
-@guarded
-def ingest(
-    path: Annotated[Path, typer.Argument(help="A folder (or one file) with DICOM.")],
-    home: HomeOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Read every file's header into the catalog; what is there already, unchanged, is not opened again."""
-    from catalog import ingest as read_headers
-
-    if not path.exists():
-        raise FrontDoorError("no such file or folder", about=str(path), remedy="name a folder with DICOM files")
-    settings = read(home)
-    archive = _archive(settings)
-    with _spark(settings, warm=False) as spark, console.stage(f"ingest {path}") as report:
-        done = read_headers(spark, archive, path, progress=report)
-    console.note(f"{done.found} files: {done.added} added, {done.unchanged} unchanged, {done.bad} not usable")
-    if done.bad:
-        under = str(path.absolute()).replace("'", "''")
-        bad = f"status <> 'ok' and starts_with(path, '{under}')"
-        why = f"select relative_path, status, error from object_catalog where {bad} limit 5"
-        for row in archive.sql(why).to_pylist():
-            console.note(f"  {row['relative_path']}: {row['status']}: {row['error']}")
-        if done.bad > 5:
-            console.note("  … and more: voxloop sql \"select path, status, error from object_catalog where status <> 'ok'\"")
-    if json:
-        console.emit(done.as_json())
-
-
-@app.command()
-@guarded
-def sql(
-    query: Annotated[
-        str, typer.Argument(help="SQL over object_catalog, instances, series, studies, labels, predictions, scores.")
-    ],
-    home: HomeOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Ask the catalog, read-only."""
-    rows = _archive(_existing(home)).sql(query).to_pylist()
-    if json:
-        console.emit({"rows": rows})
-        return
-    console.records(rows)
-    console.note(f"{len(rows)} row{'' if len(rows) == 1 else 's'}")
 
 
 @app.command()
@@ -184,7 +38,7 @@ def receipt(
     """Print the way from a prediction back to the label revisions and the images it came from, and check it."""
     from serving import receipt as follow
 
-    found = follow(_archive(_existing(home)), uid)
+    found = follow(open_archive(existing(home)), uid)
     console.plain(str(found))
     if json:
         console.emit(found.as_json())
@@ -201,9 +55,9 @@ def batch_infer(project: ProjectArgument, home: HomeOption = None, json: JsonOpt
     from voxloop.tracking import tracking_server
 
     settings, loaded = read(home), _project(project)
-    archive = _archive(settings)
+    archive = open_archive(settings)
     servers = (only_one(settings.home), tracking_server(settings))
-    with servers[0], servers[1] as uri, _spark(settings) as spark, console.stage("predict") as report:
+    with servers[0], servers[1] as uri, spark_session(settings) as spark, console.stage("predict") as report:
         done = predict(spark, archive, loaded, tracking_uri=uri, progress=report)
     for series, reason in done.failed:
         console.note(f"not predicted: {series}: {reason}")
@@ -227,7 +81,7 @@ def gate(
     from voxloop.tracking import tracking_server
 
     settings, loaded = read(home), _project(project)
-    archive = _archive(settings)
+    archive = open_archive(settings)
     with tracking_server(settings) as uri, console.stage("compare on the holdout") as report:
         evidence = evaluate(archive, loaded, Registry(uri), version, progress=report)
     console.note(f"{evidence.verdict}: {evidence.reason}")
@@ -311,7 +165,7 @@ def bench(
     if name != "ingest":
         raise FrontDoorError("no such bench", about=name, remedy="there is: ingest")
     settings = read(home)
-    with _spark(settings, warm=False) as spark, console.stage(f"bench {name} on {n} instances"):
+    with spark_session(settings, warm=False) as spark, console.stage(f"bench {name} on {n} instances"):
         result = ingest_bench.bench(spark, settings.home / "bench" / name, n=n)
     figures = {key: round(value, 3) if isinstance(value, float) else value for key, value in result.as_json().items()}
     console.note("\n".join(f"  {key:20} {value}" for key, value in figures.items()))
