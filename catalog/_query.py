@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from catalog.errors import CatalogError
 
-__all__ = ["connect", "stream"]
+__all__ = ["connect", "quoted", "stream"]
 
 
 def connect(tables: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
@@ -36,3 +36,8 @@ def stream(source: Any, query: str, schema: pa.Schema, *, about: str) -> pa.Reco
                 yield batch.cast(schema)
 
     return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def quoted(text: str) -> str:
+    """``text`` as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"

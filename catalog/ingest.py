@@ -4,153 +4,203 @@ import math
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from catalog.archive import Archive
+from catalog.conflicts import Settler
 from catalog.disk import disk_full
 from catalog.errors import CatalogError
-from catalog.objects import Listed, commit_absent, known, list_files, rows
+from catalog.objects import Key, Listed, commit_absent, known, list_files, rows
+from catalog.parse import Done, parse
 from catalog.progress import Progress
-from catalog.table import Part, write_part
+from catalog.schemas import USABLE
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["IngestReport", "ingest"]
+__all__ = ["IngestReport", "collected", "ingest", "own_folders"]
 
+FILES_A_COMMIT = 100_000
+"""How many files the driver holds: they are listed, parsed and committed before the next are looked at."""
 FILES_A_PART = 2000
 """How many headers a task parses at most; all of them become one parquet file."""
 
-_FILES = pa.schema([("path", pa.binary()), ("modified", pa.int64()), ("length", pa.int64()), ("problem", pa.string())])
-_FILES_DDL = "path binary, modified bigint, length bigint, problem string"
-_PARTS = pa.schema(
-    [("name", pa.string()), ("size", pa.int64()), ("rows", pa.int64())]
-    + [(name, pa.string()) for name in ("problem", "about", "remedy")]
-)
-_PARTS_DDL = "name string, size bigint, rows bigint, problem string, about string, remedy string"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """Counts of files: ``found`` on disk, ``added`` as rows, ``unchanged`` since an earlier ingest and not opened, ``bad``
-    those among the found that are not usable (their rows say why); ``version`` is the table's that has them all."""
+    """Counts of files: ``found`` on disk, ``added`` as rows, ``unchanged`` since an earlier ingest and not opened,
+    ``growing`` while they were looked at and left for the next run; ``bad`` are those of the catalogued that are not usable
+    (their rows say why), of which ``conflicts`` wait for ``voxloop catalog resolve``; ``version`` is the table's that has
+    them all."""
 
-    found: int
-    added: int
-    unchanged: int
-    bad: int
-    version: int
+    found: int = 0
+    added: int = 0
+    unchanged: int = 0
+    growing: int = 0
+    bad: int = 0
+    conflicts: int = 0
+    version: int = -1
 
     def as_json(self) -> dict[str, Any]:
         """As JSON holds it."""
         return asdict(self)
 
 
-def ingest(spark: "SparkSession", archive: Archive, path: str | Path, *, progress: Progress | None = None) -> IngestReport:
-    """Add a row for every file under ``path`` that ``object_catalog`` does not have as it is now.
+def ingest(
+    spark: "SparkSession",
+    archive: Archive,
+    path: str | Path,
+    *,
+    pattern: str = "*",
+    recurse: bool = True,
+    deep: bool = False,
+    extract: bool = False,
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Add a row for every file under ``path`` (a folder, a file or a URL) that ``object_catalog`` does not have as it is now.
 
     A file is the same while path, modification time and length are; what is not DICOM or cannot be read gets a row with
-    its reason. Two ingests of one folder at once add each file once. Nothing is visible before the one commit at the end,
-    so an interrupted ingest is simply run again. CatalogError where ``path`` is not there.
+    its reason. Two ingests of one folder at once add each file once. FILES_A_COMMIT files are one commit: an interrupted
+    ingest is simply run again, and opens nothing that is committed. ``deep`` reads the pixels too; ``extract`` takes in what
+    zip and tar archives hold as well. CatalogError where ``path`` is not there.
     """
     root = Path(os.path.abspath(path))
     if not root.exists():
         raise CatalogError("no such folder or file", about=str(path), remedy="check the path")
-    # A home below ``path`` holds only what is catalogued already; ``path`` may also lie inside the home.
-    own = {str((archive.home / name).resolve()) for name in ("", "tables", "journal", "mlflow", "datasets")}
-    read = archive.objects.version()
-    present = known(archive.objects, read, str(root))
-    found = list(list_files(root, skip=own))
-    new = [file for file in found if file.key not in present]
-    version, added = read, 0
-    if new:
-        archive.objects.create()
-        parts = _parse(spark, new, root, archive.objects.path, progress)
-        writer = f"ingest/{uuid.uuid4()}"
-        version, added = commit_absent(archive.objects, parts, prefix=str(root), writer=writer, read=max(read, 0))
+    work = _Ingest(spark, archive, str(root), deep, progress)
+    files: Iterable[Listed] = list_files(root, skip=own_folders(archive))
+    while batch := list(islice(files := iter(files), FILES_A_COMMIT)):
+        archives = work.take(batch)
+        if extract and archives:
+            files = chain(work.unpack(archives), files)
     archive.index.follow(archive.objects)
-    bad = known(archive.objects, version, str(root), where="status <> 'ok'")
-    return IngestReport(len(found), added, len(found) - added, sum(file.key in bad for file in found), version)
+    return work.report
 
 
-def _parse(spark: "SparkSession", files: Sequence[Listed], root: Path, table: Path, progress: Progress | None) -> list[Part]:
-    """The parts that the workers wrote; CatalogError where one could not."""
-    context = spark.sparkContext
-    partitions = max(min(context.defaultParallelism, len(files)), math.ceil(len(files) / FILES_A_PART))
-    listing = pa.Table.from_pydict(
-        {
-            "path": [os.fsencode(file.path) for file in files],
-            "modified": [file.modified for file in files],
-            "length": [file.length for file in files],
-            "problem": [file.problem for file in files],
-        },
-        schema=_FILES,
-    )
-    done = context.accumulator(0)
-    frame = spark.createDataFrame(listing, schema=_FILES_DDL).repartition(partitions)
-    with _reported(progress, lambda: int(done.value), len(files)):
-        written = _collected(frame.mapInArrow(_worker(str(root), str(table), done), _PARTS_DDL))
-    for failed in written:
-        if failed.problem:
-            raise CatalogError(failed.problem, about=failed.about, remedy=failed.remedy)
-    return [Part(part.name, part.size, part.rows) for part in written]
+def own_folders(archive: Archive) -> set[str]:
+    """Folders of a home that hold no images: a home may lie below what is ingested, which may also lie inside the home."""
+    return {str((archive.home / name).resolve()) for name in ("", "tables", "journal", "mlflow", "datasets")}
 
 
-def _collected(frame: Any) -> list[Any]:
+class _Ingest:
+    """One ingest as it goes: batch by batch, counting."""
+
+    def __init__(self, spark: "SparkSession", archive: Archive, root: str, deep: bool, progress: Progress | None) -> None:
+        self.spark, self.archive, self.root, self.deep, self.progress = spark, archive, root, deep, progress
+        self.report = IngestReport(version=archive.objects.version())
+        self.parsed = 0
+
+    def take(self, batch: Sequence[Listed]) -> list[Listed]:
+        """Parse and commit what is new of ``batch``; the archives in it."""
+        objects, read = self.archive.objects, self.archive.objects.version()
+        present = known(objects, read, batch)
+        new = [file for file in batch if file.key not in present]
+        done = self._parse(new) if new else []
+        settler = Settler(self.archive, self.spark)
+        parts = [share.part for share in done if share.part]
+        writer = f"ingest/{uuid.uuid4()}"
+        version, committed = commit_absent(objects, parts, writer=writer, read=max(read, 0), settle=settler.settle)
+        self._count(batch, present, done, sum(part.rows for part in committed), settler.conflicts, version)
+        archives = {path for share in done for path in share.archives}
+        archives |= {key[0] for key, status in present.items() if status == "archive"}
+        return [file for file in batch if file.key[0] in archives]
+
+    def unpack(self, archives: Sequence[Listed]) -> Iterator[Listed]:
+        """The files that ``archives`` hold, unpacked where that was not done before; one that cannot be is marked broken."""
+        from catalog.unpack import unpacked
+
+        into = self.archive.home / "volume" / "unzipped"
+        failures = collected(self.spark, [[file] for file in archives], lambda share: _unpack_all(share, into))
+        failed = {key: reason for share in failures for key, reason in share}
+        if failed:
+            broken = [replace(file, problem=failed[file.key]) for file in archives if file.key in failed]
+            self.archive.objects.append(rows(broken, self.root), writer=f"ingest/{uuid.uuid4()}", batch=0)
+            self.report = replace(self.report, bad=self.report.bad + len(broken))
+        for file in archives:
+            if file.key not in failed:
+                yield from unpacked(file, into)
+
+    def _parse(self, files: Sequence[Listed]) -> list[Done]:
+        self.archive.objects.create()
+        context = self.spark.sparkContext
+        count = max(min(context.defaultParallelism, len(files)), math.ceil(len(files) / FILES_A_PART))
+        shares = [files[i * len(files) // count : (i + 1) * len(files) // count] for i in range(count)]
+        counter, before = context.accumulator(0), self.parsed
+        root, table, deep = self.root, str(self.archive.objects.path), self.deep
+
+        def work(share: Sequence[Listed]) -> Done:
+            return parse(share, root, table, deep=deep, report=counter.add)
+
+        self.parsed += len(files)
+        with _reported(self.progress, lambda: before + int(counter.value), before, self.parsed):
+            done = collected(self.spark, shares, work)
+        for share in done:
+            if share.failed:
+                raise share.failed
+        return done
+
+    def _count(
+        self, batch: Sequence[Listed], present: dict[Key, str], done: Sequence[Done], added: int, conflicts: int, version: int
+    ) -> None:
+        so_far, growing = self.report, sum(share.growing for share in done)
+        bad = sum(status not in USABLE for status in present.values()) + sum(share.bad for share in done) + conflicts
+        waiting = conflicts + sum(status == "conflict" for status in present.values())
+        self.report = IngestReport(
+            found=so_far.found + len(batch),
+            added=so_far.added + added,
+            unchanged=so_far.unchanged + len(batch) - added - growing,
+            growing=so_far.growing + growing,
+            bad=so_far.bad + bad,
+            conflicts=so_far.conflicts + waiting,
+            version=version,
+        )
+
+
+def _unpack_all(archives: Sequence[Listed], into: Path) -> list[tuple[Key, str]]:
+    """Unpack; what could not be, and why."""
+    from catalog.unpack import unpacked
+
+    failed = []
+    for file in archives:
+        try:
+            unpacked(file, into)
+        except CatalogError as problem:
+            failed.append((file.key, str(problem)))
+    return failed
+
+
+def collected(spark: "SparkSession", shares: Sequence[Sequence[Listed]], work: Callable[[Sequence[Listed]], T]) -> list[T]:
+    """What ``work`` makes of each share, a Spark task each."""
+
+    def task(held: Iterator[Sequence[Listed]]) -> Iterator[T]:
+        return map(work, held)
+
     try:
-        return list(frame.collect())
+        return list(spark.sparkContext.parallelize(shares, len(shares)).mapPartitions(task).collect())
     except Exception as problem:  # Spark raises several kinds, which share no base
         if "No space left on device" in str(problem):
             raise disk_full("Spark's scratch folder") from None
         raise
 
 
-def _worker(root: str, table: str, done: Any) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """What a task does with its share of the listing: one parquet file in the table's folder, not yet committed.
-
-    What keeps it from writing comes back as a row: an exception would reach the driver as a page of Java's.
-    """
-
-    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        tables = []
-        for batch in batches:
-            files = [Listed(**{**row, "path": os.fsdecode(row["path"])}) for row in batch.to_pylist()]
-            for start in range(0, len(files), 250):
-                tables.append(rows(files[start : start + 250], root))
-                done.add(tables[-1].num_rows)
-        if sum(found.num_rows for found in tables):
-            yield pa.RecordBatch.from_pylist([_written(pa.concat_tables(tables), table)], schema=_PARTS)
-
-    return work
-
-
-def _written(parsed: pa.Table, table: str) -> dict[str, Any]:
-    try:
-        return asdict(write_part(parsed, table))
-    except CatalogError as failed:
-        return {"problem": failed.problem, "about": failed.about, "remedy": failed.remedy}
-    except OSError as failed:
-        remedy = "make the home writable, then run the same command again"
-        return {"problem": f"cannot be written: {failed.strerror}", "about": table, "remedy": remedy}
-
-
 @contextmanager
-def _reported(progress: Progress | None, count: Callable[[], int], total: int) -> Iterator[None]:
+def _reported(progress: Progress | None, count: Callable[[], int], start: int, total: int) -> Iterator[None]:
     """Report ``count`` while the block runs; Spark shows what a task counted once the task has ended."""
     if progress is None:
         yield
         return
-    progress(0, total)
+    progress(start, total)
     ended = threading.Event()
 
     def report() -> None:
-        last = 0
+        last = start
         while not ended.wait(0.5):
             if (now := min(count(), total)) != last:
                 last = now

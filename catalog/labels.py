@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from catalog import seg
+from catalog._query import quoted
 from catalog.errors import CatalogError
 from catalog.labelset import LabelSet
 from catalog.schemas import LABELS
@@ -113,13 +114,13 @@ def submit(
 
 def revision(archive: "Archive", label_id: str) -> LabelRevision | None:
     """The revision with this id."""
-    found = _revisions(archive, f"label_id = {_quoted(label_id)}")
+    found = _revisions(archive, f"label_id = {quoted(label_id)}")
     return found[0] if found else None
 
 
 def current(archive: "Archive", project: str, *, version: int | None = None, drafts: bool = False) -> dict[str, LabelRevision]:
     """Series UID → its latest revision in the project, as of a version of the ``labels`` table; drafts only if asked for."""
-    where = f"project = {_quoted(project)}" + ("" if drafts else " AND status <> 'draft'")
+    where = f"project = {quoted(project)}" + ("" if drafts else " AND status <> 'draft'")
     return {found.series_uid: found for found in _revisions(archive, where, version)}
 
 
@@ -196,7 +197,3 @@ def _check_grid(grid: "hd.VolumeGeometry", submission: Submission) -> None:
         raise CatalogError(
             problem, about=submission.series_uid, remedy="label the volume that the catalog gives for this series"
         )
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -3,35 +3,47 @@
 import os
 import re
 import stat
+import time
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from catalog._query import connect, quoted
 from catalog.disk import TEMPORARY
 from catalog.header import typed
-from catalog.schemas import OBJECT_KEY, OBJECTS
+from catalog.schemas import OBJECTS, TYPED
 from catalog.table import Conflict, DeltaTable, Part, write_part
-from catalog.walk import BrokenHeader, NotDicom, walk
+from catalog.walk import BrokenHeader, Header, NotDicom, Pixels, walk
 
 __all__ = ["Key", "Listed", "commit_absent", "known", "list_files", "listed", "rows"]
+
+SETTLED = 60.0
+"""Seconds after which a file that ends too early is taken for truncated, not for one on its way."""
+
+_WORDS = re.compile(r"[0-9A-Za-z]+")
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+_LATER = len(OBJECTS) - OBJECTS.get_field_index("ingested_at") - 1
 
 Key = tuple[str, int, int]
 """(path, modificationTime in µs since 1970, length): the key of ``object_catalog``."""
 
+Settle = Callable[[Sequence[Part], int], Sequence[Part]]
+
 
 @dataclass(frozen=True)
 class Listed:
-    """One file as the file system shows it; ``problem`` says why it cannot be opened."""
+    """One file as the file system shows it; ``problem`` says why it cannot be opened, ``original`` where what was unpacked
+    lay."""
 
     path: str
     modified: int
     length: int
     problem: str = ""
+    original: str = ""
 
     @property
     def key(self) -> Key:
@@ -83,93 +95,130 @@ def _entry(entry: "os.DirEntry[str]") -> Listed:
     return Listed(entry.path, found.st_mtime_ns // 1000, found.st_size, "" if regular else "not a regular file")
 
 
-def rows(files: Sequence[Listed], root: str | Path) -> pa.Table:
-    """Read the header of each file: a row each, whatever is wrong with it. ``relative_path`` counts from ``root``."""
-    now = datetime.now(UTC)
+def rows(files: Sequence[Listed], root: str | Path, *, deep: bool = False) -> pa.Table:
+    """Read the header of each file: a row each, whatever is wrong with it. ``relative_path`` counts from ``root``;
+    ``deep`` reads the pixels too.
+
+    Left out, for the next run, is what is still being written: it changed since it was listed, or it was written to within
+    the last SETTLED seconds and ends too early.
+    """
+    now, start = time.time(), os.path.join(os.path.abspath(root), "")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the files' own peculiarities
-        return pa.Table.from_pylist([_row(file, os.path.abspath(root), now) for file in files], schema=OBJECTS)
+        found = [row for file in files if (row := _row(file, start, now)) is not None]
+    columns = zip(*found, strict=True) if found else [()] * len(OBJECTS)
+    return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, OBJECTS, strict=True)], schema=OBJECTS)
 
 
-def _row(file: Listed, root: str, now: datetime) -> dict[str, Any]:
+def _row(file: Listed, start: str, now: float) -> tuple[Any, ...] | None:
     path, modified, length = file.key
-    relative = _text(os.path.relpath(file.path, root)) if file.path != root else os.path.basename(path)
-    row: dict[str, Any] = {
-        "path": path,
-        "modificationTime": modified,
-        "length": length,
-        "original_path": path,
-        "relative_path": relative,
-        "local_path": path,
-        "extension": os.path.splitext(path)[1].lstrip(".").lower(),
-        "path_tags": [tag for tag in re.split(r"[^0-9A-Za-z]+", relative) if tag],
-        "is_anon": False,
-        "ingested_at": now,
-    }
-    return {**row, **_content(file)}
+    kind, header, status, error = _read(file)
+    if not file.problem and _grows(file, now, ends=status == "broken"):
+        return None
+    relative = path.removeprefix(start) if path.startswith(start) else os.path.basename(path)
+    extension = os.path.splitext(path)[1].lstrip(".").lower()
+    original = _text(file.original) if file.original else path
+    where = (path, modified, length, original, relative, path, extension, kind, _WORDS.findall(relative), False)
+    if header is None:
+        return (*where, None, *[None] * len(TYPED), status, error, int(now * 1e6), *[None] * _LATER)
+    values = typed(header)
+    lacking = [name for name, value in zip(_UIDS, values[:3], strict=True) if not value] if status == "ok" else []
+    if lacking:
+        status, error = "incomplete", f"{', '.join(lacking)} missing"
+    own, later = values[: len(TYPED)], values[len(TYPED) :]
+    file_meta, meta = (text.decode("utf-8", "replace") for text in header.parts)
+    rest = (file_meta, list(header.notes), *_places(header.pixels), *[None] * 5)
+    return (*where, meta, *own, status, error, int(now * 1e6), *later, *rest)
 
 
-def _content(file: Listed) -> dict[str, Any]:
-    """The columns that the header gives, and ``status``/``error``."""
+def _read(file: Listed) -> tuple[str, Header | None, str, str | None]:
+    """What is in the file: ``file_type``, the header where one can be read, ``status`` and ``error``."""
     if file.problem:
-        return {"file_type": "other", "status": "broken", "error": file.problem}
+        return "other", None, "broken", file.problem
     if file.length == 0:
-        return {"file_type": "other", "status": "not_dicom", "error": "the file is empty"}
+        return "other", None, "not_dicom", "the file is empty"
     try:
-        header = walk(file.path)
+        return "dicom", walk(file.path), "ok", None
     except NotDicom as problem:
-        return {"file_type": "other", "status": "not_dicom", "error": _text(problem.problem)[:500]}
+        return "other", None, "not_dicom", _text(problem.problem)[:500]
     except BrokenHeader as problem:
-        return {"file_type": "dicom", "status": "broken", "error": _text(problem.problem)[:500]}
+        return "dicom", problem.header, "broken", _text(problem.problem)[:500]
     except OSError as problem:
-        return {"file_type": "dicom", "status": "broken", "error": _text(str(problem))[:500]}
-    columns, meta = typed(header), header.text.decode("utf-8", "replace")
-    lacking = [uid for uid in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID") if not columns[uid]]
-    status = {"status": "incomplete", "error": f"{', '.join(lacking)} missing"} if lacking else {"status": "ok", "error": None}
-    return {"file_type": "dicom", "meta": meta, **columns, **status}
+        return "dicom", None, "broken", _text(str(problem))[:500]
 
 
-def known(table: DeltaTable, version: int, prefix: str, *, where: str = "true") -> set[Key]:
-    """The keys of the rows at ``version`` whose path starts with ``prefix`` and for which ``where`` (SQL) holds."""
-    under = f"starts_with(path, '{_text(prefix).replace(chr(39), chr(39) * 2)}')"
-    return _keys(table.scan(OBJECT_KEY, where=f"{under} AND {where}", version=version).read_all())
+def _grows(file: Listed, now: float, *, ends: bool) -> bool:
+    """Whether the file is still being written; ``ends``: it ends too early."""
+    try:
+        found = os.stat(file.path)
+    except OSError:
+        return False
+    changed = (found.st_mtime_ns // 1000, found.st_size) != (file.modified, file.length)
+    return changed or (ends and now - SETTLED < file.modified / 1e6 <= now)
 
 
-def commit_absent(table: DeltaTable, parts: Sequence[Part], *, prefix: str, writer: str, read: int) -> tuple[int, int]:
-    """Commit ``parts``, less the rows that another writer committed after version ``read``; (version, rows committed).
+def _places(pixels: Pixels | None) -> tuple[Any, ...]:
+    """The columns pixel_offset, pixel_length, frame_offsets and frame_lengths."""
+    if pixels is None:
+        return None, None, None, None
+    offsets, lengths = zip(*pixels.frames, strict=True) if pixels.frames else (None, None)
+    return pixels.offset, pixels.length, offsets, lengths
 
-    Whoever commits first has the row: each attempt stands on a fresh snapshot and is refused if that has aged.
+
+def known(table: DeltaTable, version: int, files: Sequence[Listed]) -> dict[Key, str]:
+    """Which of ``files`` the table has, as they are, at ``version``: key → the ``status`` of the latest row."""
+    if version < 0 or not files:
+        return {}
+    keys = [file.key for file in files]
+    paths, times, lengths = zip(*keys, strict=True)
+    wanted = pa.table({"path": paths, "modified": pa.array(times, pa.int64()), "length": pa.array(lengths, pa.int64())})
+    query = f"""
+        SELECT o.path, o.modificationTime, o.length, arg_max(o.status, o.ingested_at) AS status
+        FROM (SELECT path, modificationTime, length, status, ingested_at FROM objects
+              WHERE path BETWEEN {quoted(min(paths))} AND {quoted(max(paths))}) o
+        SEMI JOIN wanted w ON o.path = w.path AND epoch_us(o.modificationTime) = w.modified AND o.length = w.length
+        GROUP BY ALL"""
+    with connect({"objects": table.dataset(version), "wanted": wanted}) as connection:
+        found = connection.sql(query).to_arrow_table()
+    return dict(zip(_keys(found), found["status"].to_pylist(), strict=True))
+
+
+def commit_absent(
+    table: DeltaTable, parts: Sequence[Part], *, writer: str, read: int, settle: Settle | None = None
+) -> tuple[int, list[Part]]:
+    """Commit ``parts``, less the rows that another writer committed after version ``read``; the version and what is in it.
+
+    Whoever commits first has the row: each attempt stands on a fresh snapshot and is refused if that has aged. ``settle``
+    is given the parts and the version that they would follow, and returns the parts to commit.
     """
-    while True:
-        parts = [part for part in parts if part.rows]
-        if not parts:
-            return table.version(), 0
+    fresh = [part for part in parts if part.rows]
+    while fresh:
         try:
-            return table.commit(parts, writer=writer, batch=0, read=read), sum(part.rows for part in parts)
+            fresh = list(settle(fresh, read)) if settle else fresh
+            return table.commit(fresh, writer=writer, batch=0, read=read), fresh
         except Conflict:
             read = table.version()
-            present = known(table, read, prefix)
-            parts = [_without(part, present, table.path) for part in parts]
+            fresh = [left for part in fresh if (left := _absent(part, table, read)).rows]
+    return table.version(), []
 
 
-def _without(part: Part, present: set[Key], folder: Path) -> Part:
+def _absent(part: Part, table: DeltaTable, version: int) -> Part:
+    """What of a part the table does not have at ``version``."""
     import pyarrow.parquet as pq
 
-    stored = pq.read_table(folder / part.name, schema=OBJECTS)
-    fresh = [row not in present for row in _key_list(stored)]
-    if all(fresh):
+    stored = pq.read_table(table.path / part.name, schema=None)
+    keys = _keys(stored)
+    present = known(table, version, [Listed(*key) for key in keys])
+    lacking = [key not in present for key in keys]
+    if all(lacking):
         return part
-    (folder / part.name).unlink(missing_ok=True)
-    return write_part(stored.filter(pa.array(fresh)), folder) if any(fresh) else Part("", 0, 0)
+    (table.path / part.name).unlink(missing_ok=True)
+    return write_part(stored.filter(pa.array(lacking)), table.path) if any(lacking) else Part("", 0, 0)
 
 
-def _key_list(table: pa.Table) -> list[Key]:
-    times = table["modificationTime"].cast(pa.int64()).to_pylist()
-    return list(zip(table["path"].to_pylist(), times, table["length"].to_pylist(), strict=True))
-
-
-def _keys(table: pa.Table) -> set[Key]:
-    return set(_key_list(table))
+def _keys(rows: pa.Table) -> list[Key]:
+    times = rows["modificationTime"].cast(pa.int64()).to_pylist()
+    return list(zip(rows["path"].to_pylist(), times, rows["length"].to_pylist(), strict=True))
 
 
 def _text(name: str) -> str:

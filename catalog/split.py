@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
+from catalog._query import quoted
 from catalog.project import Case, Project, Split
 from catalog.schemas import SPLITS
 
@@ -100,7 +101,7 @@ def _order(seed: str, found: Unit) -> bytes:
 
 
 def _held(archive: "Archive", key: str) -> dict[Unit, Role]:
-    where = "project = '" + key.replace("'", "''") + "'"
+    where = f"project = {quoted(key)}"
     rows = archive.splits.scan(["unit", "unit_kind", "role"], where=where).read_all().to_pylist()
     return {(row["unit"], row["unit_kind"]): row["role"] for row in rows}
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -81,14 +80,14 @@ def catalogue(archive: "Archive", files: list[Listed]) -> int:
         return 0
     table, root = archive.objects, archive.home / "volume"
     read = table.version()
-    prefix = os.path.commonpath([file.path for file in files])
-    present = known(table, read, prefix)
+    present = known(table, read, files)
     new = [file for file in files if file.key not in present]
     if not new:
         return 0
     table.create()
     part = write_part(rows(new, root), table.path)
-    return commit_absent(table, [part], prefix=prefix, writer=f"store/{uuid.uuid4()}", read=max(read, 0))[1]
+    _, committed = commit_absent(table, [part], writer=f"store/{uuid.uuid4()}", read=max(read, 0))
+    return sum(part.rows for part in committed)
 
 
 def finish(archive: "Archive") -> list[str]:

@@ -1,5 +1,6 @@
 """Append-only tables: Delta Lake on disk without a JVM, and one in memory that behaves the same."""
 
+import json
 import os
 import random
 import time
@@ -99,6 +100,16 @@ class DeltaTable:
         """Make the empty table, version 0, where there is none."""
         self._open(create=True)
 
+    def grow(self, columns: Sequence[pa.Field]) -> None:
+        """Give the table those of ``columns`` that it lacks; the rows that are there have null in them."""
+        from deltalake import Schema
+
+        delta = self._open(create=True)
+        there = {field.name for field in delta.schema().fields}
+        lacking = [column for column in columns if column.name not in there]
+        if lacking:
+            delta.alter.add_columns(list(Schema.from_arrow(pa.schema(lacking)).fields))
+
     def append(self, rows: pa.Table, *, writer: str, batch: int) -> int:
         """As Table.append; two processes may append at once."""
         delta = self._open(create=True)
@@ -133,23 +144,63 @@ class DeltaTable:
 
     def added(self, columns: Sequence[str], *, since: int, version: int) -> pa.RecordBatchReader:
         """``columns`` of the rows appended after version ``since``, up to ``version``."""
-        seen = set(self._files(since))
-        return _select(self._read([f for f in self._files(version) if f not in seen]), self.schema, columns, "", str(self.path))
+        return _select(self._read(self._parts(since, version)), self.schema, columns, "", str(self.path))
 
     def dataset(self, version: int | None = None) -> Any:
-        """The rows at ``version`` as an Arrow dataset, nothing read yet."""
-        return self._read(self._files(version))
+        """The rows at ``version`` as an Arrow dataset, nothing read yet; the table's own columns, then those it has grown."""
+        return self._read(self.files(version))
+
+    def files(self, version: int | None = None) -> list[str]:
+        """The parquet files that hold the rows at ``version``."""
+        delta = None if version == -1 else self._open(version=version)
+        if delta is None:
+            return []
+        live = [unquote(uri) for uri in delta.file_uris()]
+        if version is None or all(map(os.path.exists, live)):
+            return live
+        return self._parts(-1, version)  # what merged them has been cleared away since; the parts themselves stay
+
+    def optimize(self, order: Sequence[str] = ()) -> int:
+        """Merge small files, and lay rows near in all columns of ``order`` near each other (Z-order); the version after it.
+
+        Rows and earlier versions stay as they are. Writers need not wait.
+        """
+        delta = self._open(create=True)
+        with full_disk(self.path):
+            delta.optimize.z_order(list(order)) if order else delta.optimize.compact()
+            delta.create_checkpoint()
+        return self.version()
+
+    def vacuum(self, *, hours: int = 24, dry_run: bool = False) -> list[str]:
+        """Remove files older than ``hours`` that hold no row of any version: what a killed writer left, and what an earlier
+        ``optimize`` merged and a later one merged again. Their paths."""
+        delta = self._open(create=True)
+        unused = delta.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False, full=True)
+        parts = set(self._parts(-1, int(delta.version())))
+        found = sorted(path for name in unused if (path := str(self.path / unquote(name))) not in parts)
+        for path in () if dry_run else found:
+            Path(path).unlink(missing_ok=True)
+        return found
+
+    def _parts(self, since: int, version: int) -> list[str]:
+        """The files that appends after ``since``, up to ``version``, added: every row once, whatever was merged later."""
+        found = []
+        for number in range(since + 1, version + 1):
+            for line in (self.path / "_delta_log" / f"{number:020d}.json").read_text().splitlines():
+                added = json.loads(line).get("add")
+                if added and added["dataChange"]:
+                    found.append(str(self.path / unquote(added["path"])))
+        return found
 
     def _read(self, files: Sequence[str]) -> Any:
         if not files:
-            return self.schema.empty_table()
-        return pyarrow.dataset.dataset(list(files), schema=self.schema, format="parquet")
+            return self._grown().empty_table()
+        return pyarrow.dataset.dataset(list(files), schema=self._grown(), format="parquet")
 
-    def _files(self, version: int | None) -> list[str]:
-        if version == -1:
-            return []
-        delta = self._open(version=version)
-        return [] if delta is None else [unquote(uri) for uri in delta.file_uris()]
+    def _grown(self) -> pa.Schema:
+        delta = self._open()
+        own = () if delta is None else pa.schema(delta.schema().to_arrow())
+        return pa.schema([*self.schema, *(field for field in own if field.name not in self.schema.names)])
 
     def _open(self, *, version: int | None = None, create: bool = False) -> Any:
         import deltalake

@@ -52,16 +52,31 @@ _TELLING = [
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A file's attributes up to its pixels: ``text`` is their DICOM JSON in UTF-8, file meta group first.
+    """A file's attributes up to its pixels, as the texts of a DICOM JSON object in UTF-8, file meta group first.
 
     ``notes`` say which elements were left out and why; ``bytes_read`` is how much of the file was read.
     """
 
-    text: bytes
     pixels: Pixels | None
     notes: tuple[str, ...]
     bytes_read: int
-    _elements: dict[int, bytes] = field(repr=False, compare=False)
+    elements: dict[int, bytes] = field(repr=False)
+    """The text of each attribute by its tag as the file has it: element number × 65,536 + group."""
+
+    @property
+    def text(self) -> bytes:
+        """All of it as one JSON object."""
+        return b"{%b}" % b",".join(self.elements.values())
+
+    @property
+    def parts(self) -> tuple[bytes, bytes]:
+        """The file meta group (0002), and the data set (PS3.18 §F), a JSON object each."""
+        texts, groups = list(self.elements.values()), 0
+        for tag in self.elements:
+            if tag & 0xFFFF != 2:
+                break
+            groups += 1
+        return b"{%b}" % b",".join(texts[:groups]), b"{%b}" % b",".join(texts[groups:])
 
     @property
     def json(self) -> dict[str, Any]:
@@ -70,7 +85,7 @@ class Header:
 
     def first(self, tag: int) -> Any:
         """The first value of a top-level attribute, as in the JSON; None if it is absent or empty. Faster than ``json``."""
-        text = self._elements.get((tag & 0xFFFF) << 16 | tag >> 16)
+        text = self.elements.get((tag & 0xFFFF) << 16 | tag >> 16)
         return None if text is None else first(text)
 
 
@@ -128,8 +143,7 @@ class _File(Reader):
                 broken = str(problem)[:300] if isinstance(problem, Broken) else f"{type(problem).__name__}: {problem}"[:300]
         if not preamble and self.elements.keys().isdisjoint(_TELLING):
             raise NotDicom("not a DICOM file", about=self.about)
-        text = b"{%b}" % b",".join(self.elements.values())
-        header = Header(text, self.pixels, tuple(self.notes), self.bytes_read, self.elements)
+        header = Header(self.pixels, tuple(self.notes), self.bytes_read, self.elements)
         if ends:
             raise Truncated(ends, about=self.about, header=header)
         if broken:

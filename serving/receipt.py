@@ -213,10 +213,10 @@ def _check_seg(archive: "Archive", row: Mapping[str, Any]) -> str:
 
     path = _stored(archive, row["sop_uid"]).path
     metas = archive.objects.scan(("meta", "ingested_at"), where=f"path = {_quoted(path)}").read_all().to_pylist()
-    header = walk(path).json
-    if header != json.loads(max(metas, key=lambda m: m["ingested_at"])["meta"]):
+    _, header = walk(path).parts
+    if json.loads(header) != json.loads(max(metas, key=lambda m: m["ingested_at"])["meta"]):
         return "the DICOM SEG's header was changed"
-    return "ok" if row["receipt"] in json.dumps(header) else "the DICOM SEG does not carry this receipt"
+    return "ok" if row["receipt"] in header.decode() else "the DICOM SEG does not carry this receipt"
 
 
 def _check_mask(archive: "Archive", row: Mapping[str, Any]) -> str:

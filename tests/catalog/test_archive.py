@@ -39,7 +39,7 @@ def add(archive: Archive, *paths: Path) -> None:
     archive.objects.create()
     root = os.path.commonpath([path.parent for path in paths])
     part = write_part(rows([listed(path) for path in paths], root), archive.objects.path)
-    commit_absent(archive.objects, [part], prefix=root, writer=os.urandom(8).hex(), read=archive.objects.version())
+    commit_absent(archive.objects, [part], writer=os.urandom(8).hex(), read=archive.objects.version())
 
 
 def test_a_stored_series_is_found_and_read(stored: Stored, affine: np.ndarray) -> None:
@@ -215,6 +215,8 @@ def test_broken_files_become_rows_with_the_reason(noise: Noise, tmp_path: Path) 
     (tmp_path / "text").write_text("hello" * 200)
     (tmp_path / "bare").write_bytes(whole[int.from_bytes(whole[140:144], "little") + 144 :])
     names = ["bare", "cut in the header", "empty", "nameless", "short", "text"]
+    for name in names:
+        os.utime(tmp_path / name, (0, 0))  # written long ago
     found = rows([listed(tmp_path / name) for name in names], tmp_path).select(["status", "error"]).to_pylist()
     states = dict(zip(names, [(row["status"], row["error"]) for row in found], strict=True))
     assert states["short"] == ("broken", "the file ends 10 bytes before its pixels do")
