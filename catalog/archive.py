@@ -28,19 +28,29 @@ __all__ = ["Archive"]
 class Archive:
     """The home folder ``home``; cheap to make, nothing is created before something is written, safe in any process.
 
-    ``index_url`` is the SQLAlchemy URL of the query index, by default SQLite in HOME/index.db.
+    ``index_url`` is the SQLAlchemy URL of the query index, by default SQLite in HOME/index.db. ``table`` and ``volume`` put
+    the objects' table elsewhere than in HOME/tables/object_catalog, and the files that are made elsewhere than under HOME/volume.
     """
 
-    def __init__(self, home: str | Path, *, index_url: str | None = None) -> None:
+    def __init__(
+        self,
+        home: str | Path,
+        *,
+        index_url: str | None = None,
+        table: str | Path = "object_catalog",
+        volume: str | Path = "volume",
+    ) -> None:
         self.home = Path(os.path.abspath(home))
         self.index_url = index_url
         tables = self.home / "tables"
-        self.objects = DeltaTable(tables / "object_catalog", OBJECTS)
+        self.objects = DeltaTable(tables / table, OBJECTS)
+        self.volume_folder = self.home / volume
         self.labels = DeltaTable(tables / "labels", LABELS)
         self.predictions = DeltaTable(tables / "predictions", PREDICTIONS)
         self.scores = DeltaTable(tables / "scores", SCORES)
         self.splits = DeltaTable(tables / "splits", SPLITS)
-        self.index = Index(index_url or sa.URL.create("sqlite", database=str(self.home / "index.db")))
+        own = "index.db" if self.objects.path == tables / "object_catalog" else f"index-{self.objects.path.name}.db"
+        self.index = Index(index_url or sa.URL.create("sqlite", database=str(self.home / own)))
 
     def __repr__(self) -> str:
         return f"Archive({str(self.home)!r})"

@@ -116,7 +116,7 @@ class _Ingest:
         """The files that ``archives`` hold, unpacked where that was not done before; one that cannot be is marked broken."""
         from catalog.unpack import unpacked
 
-        into = self.archive.home / "volume" / "unzipped"
+        into = self.archive.volume_folder / "unzipped"
         failures = collected(self.spark, [[file] for file in archives], lambda share: _unpack_all(share, into))
         failed = {key: reason for share in failures for key, reason in share}
         if failed:

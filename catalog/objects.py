@@ -19,7 +19,7 @@ from catalog.schemas import OBJECTS, TYPED
 from catalog.table import Conflict, DeltaTable, Part, write_part
 from catalog.walk import BrokenHeader, Header, NotDicom, Pixels, walk
 
-__all__ = ["Key", "Listed", "commit_absent", "known", "list_files", "listed", "rows"]
+__all__ = ["Key", "Listed", "absent", "commit_absent", "known", "list_files", "listed", "path_columns", "rows"]
 
 SETTLED = 60.0
 """Seconds after which a file that ends too early is taken for truncated, not for one on its way."""
@@ -111,14 +111,10 @@ def rows(files: Sequence[Listed], root: str | Path, *, deep: bool = False) -> pa
 
 
 def _row(file: Listed, start: str, now: float) -> tuple[Any, ...] | None:
-    path, modified, length = file.key
     kind, header, status, error = _read(file)
     if not file.problem and _grows(file, now, ends=status == "broken"):
         return None
-    relative = path.removeprefix(start) if path.startswith(start) else os.path.basename(path)
-    extension = os.path.splitext(path)[1].lstrip(".").lower()
-    original = _text(file.original) if file.original else path
-    where = (path, modified, length, original, relative, path, extension, kind, _WORDS.findall(relative), False)
+    where = path_columns(file, start, kind)
     if header is None:
         return (*where, None, *[None] * len(TYPED), status, error, int(now * 1e6), *[None] * _LATER)
     values = typed(header)
@@ -129,6 +125,15 @@ def _row(file: Listed, start: str, now: float) -> tuple[Any, ...] | None:
     file_meta, meta = (text.decode("utf-8", "replace") for text in header.parts)
     rest = (file_meta, list(header.notes), *_places(header.pixels), *[None] * 5)
     return (*where, meta, *own, status, error, int(now * 1e6), *later, *rest)
+
+
+def path_columns(file: Listed, start: str, kind: str) -> tuple[Any, ...]:
+    """The columns of ``object_catalog`` before ``meta``; ``start`` is the root of the listing, with its last separator."""
+    path, modified, length = file.key
+    relative = path.removeprefix(start) if path.startswith(start) else os.path.basename(path)
+    extension = os.path.splitext(path)[1].lstrip(".").lower()
+    original = _text(file.original) if file.original else path
+    return path, modified, length, original, relative, path, extension, kind, _WORDS.findall(relative), False
 
 
 def _read(file: Listed) -> tuple[str, Header | None, str, str | None]:
@@ -184,7 +189,7 @@ def known(table: DeltaTable, version: int, files: Sequence[Listed]) -> dict[Key,
 
 
 def commit_absent(
-    table: DeltaTable, parts: Sequence[Part], *, writer: str, read: int, settle: Settle | None = None
+    table: DeltaTable, parts: Sequence[Part], *, writer: str, batch: int = 0, read: int, settle: Settle | None = None
 ) -> tuple[int, list[Part]]:
     """Commit ``parts``, less the rows that another writer committed after version ``read``; the version and what is in it.
 
@@ -195,15 +200,19 @@ def commit_absent(
     while fresh:
         try:
             fresh = list(settle(fresh, read)) if settle else fresh
-            return table.commit(fresh, writer=writer, batch=0, read=read), fresh
+            return table.commit(fresh, writer=writer, batch=batch, read=read), fresh
         except Conflict:
             read = table.version()
-            fresh = [left for part in fresh if (left := _absent(part, table, read)).rows]
+            fresh = absent(table, fresh, read)
     return table.version(), []
 
 
+def absent(table: DeltaTable, parts: Sequence[Part], version: int) -> list[Part]:
+    """``parts`` less the rows that the table has at ``version``."""
+    return [left for part in parts if (left := _absent(part, table, version)).rows]
+
+
 def _absent(part: Part, table: DeltaTable, version: int) -> Part:
-    """What of a part the table does not have at ``version``."""
     import pyarrow.parquet as pq
 
     stored = pq.read_table(table.path / part.name, schema=None)

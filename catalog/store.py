@@ -43,7 +43,7 @@ class Journal:
 
 def put(archive: "Archive", datasets: "Iterable[Dataset]", *, folder: str, journal: Journal) -> list[Path]:
     """Write the files that are not there, then their rows; the journal stays open for the caller where it has a label."""
-    placed = [(dataset, _place(archive.home / "volume" / folder, dataset)) for dataset in datasets]
+    placed = [(dataset, _place(archive.volume_folder / folder, dataset)) for dataset in datasets]
     paths = [path for _, path in placed]
     journal.open(paths)
     for dataset, path in placed:
@@ -63,7 +63,7 @@ def put(archive: "Archive", datasets: "Iterable[Dataset]", *, folder: str, journ
 def adopt(archive: "Archive", paths: Sequence[Path], *, journal: Journal) -> int:
     """Rows for files that are in place; how many."""
     for path in paths:
-        if not path.is_relative_to(archive.home / "volume"):
+        if not path.is_relative_to(archive.volume_folder):
             remedy = f"write it below {archive.home / 'volume'}, or ingest it"
             raise CatalogError("does not lie in the home's volume", about=str(path), remedy=remedy)
         if not path.is_file():
@@ -78,7 +78,7 @@ def catalogue(archive: "Archive", files: list[Listed]) -> int:
     """Rows for those of ``files`` that ``object_catalog`` does not have as they are; how many."""
     if not files:
         return 0
-    table, root = archive.objects, archive.home / "volume"
+    table, root = archive.objects, archive.volume_folder
     read = table.version()
     present = known(table, read, files)
     new = [file for file in files if file.key not in present]

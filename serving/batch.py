@@ -251,7 +251,7 @@ def _predict(job: _Job, uid: str) -> dict[str, Any]:
     found = served.predictor.predict(image, Prompts())
     sop_uid = _sop_uid(job.project, uid, served.origin.model_name, served.origin.model_version)
     row, seg = segmentation(served, image, found, archive.sources(uid), project=job.project, sop_uid=sop_uid)
-    path = archive.home / "volume" / FOLDER / str(seg.StudyInstanceUID) / str(seg.SeriesInstanceUID) / f"{sop_uid}.dcm"
+    path = archive.volume_folder / FOLDER / str(seg.StudyInstanceUID) / str(seg.SeriesInstanceUID) / f"{sop_uid}.dcm"
     remove_leftovers(path.parent)
     with atomic_file(path) as file:
         seg.save_as(file, enforce_file_format=True)
