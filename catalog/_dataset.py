@@ -1,6 +1,6 @@
 """A little-endian data set's bytes → the DICOM JSON text of its elements; the loops that ingest spends its time in."""
 
-import os
+from collections.abc import Callable
 from functools import lru_cache
 from struct import Struct
 from struct import error as struct_error
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from catalog._pixels import Pixels
 
 __all__ = [
-    "DEPTH", "ENDLESS", "INLINE", "ITEM", "LARGEST", "PIXELS", "SEQUENCE_END", "UNDEFINED", "Broken", "Ends", "Level", "Reader",
+    "DEPTH", "ENDLESS", "INLINE", "ITEM", "LARGEST", "PIXELS", "SEQUENCE_END", "UNDEFINED", "Broken", "Ends", "Fetch", "Level", "Reader",
     "Unusual", "explicit_head", "first", "implicit_head", "lettered", "whole",
 ]  # fmt: skip
 
@@ -44,6 +44,10 @@ _US_OR_SS = set(map(file_tag, (
 _OB_OR_OW = {file_tag(tag) for tag in (0x54000110, 0x54000112, 0x5400100A, 0x54001010, *range(0x60003000, 0x60200000, 0x20000))}
 
 
+Fetch = Callable[[int, int], bytes]
+"""The ``length`` bytes of a file from an offset on, or as many as there are."""
+
+
 class Unusual(Exception):
     """A structure that is pydicom's to read."""
 
@@ -72,8 +76,8 @@ class Level:
 class Reader:
     """A window on a file's bytes that moves on, and what was found in them."""
 
-    def __init__(self, descriptor: int, size: int) -> None:
-        self.descriptor, self.size = descriptor, size
+    def __init__(self, fetch: Fetch, size: int) -> None:
+        self.fetch, self.size = fetch, size
         self.bytes_read = self.base = self.data_set_at = 0
         self.inflated: bytes | None = None
         self.elements: dict[int, bytes] = {}
@@ -86,7 +90,7 @@ class Reader:
     def pread(self, length: int, at: int) -> bytes:
         if self.inflated is not None:
             return self.inflated[at : at + length]
-        found = os.pread(self.descriptor, length, at)
+        found = self.fetch(length, at)
         self.bytes_read += len(found)
         return found
 

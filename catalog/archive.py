@@ -14,7 +14,7 @@ from catalog import views
 from catalog.errors import CatalogError
 from catalog.index import Index, Indexed
 from catalog.schemas import LABELS, OBJECTS, PREDICTIONS, SCORES, SPLITS
-from catalog.sources import arranged, gone, read_series
+from catalog.sources import arranged, read_dataset, read_series
 from catalog.store import Journal, adopt, finish, put
 from catalog.table import DeltaTable
 
@@ -73,9 +73,9 @@ class Archive:
         with self.writing():
             return adopt(self, [Path(os.path.abspath(path)) for path in paths], journal=Journal(self.home, writer))
 
-    def series_files(self, series_uid: str) -> list[Path]:
-        """The current files of a series, one an instance, by InstanceNumber; CatalogError where it is unknown."""
-        return [Path(found.path) for found in self._indexed(series_uid)]
+    def series_files(self, series_uid: str) -> list[str]:
+        """The paths or URLs of a series' current files, one an instance, by InstanceNumber; CatalogError where it is unknown."""
+        return [found.path for found in self._indexed(series_uid)]
 
     def volume(self, ref: str) -> "hd.Volume":
         """As VolumeSource.volume; ``ref`` is a SeriesInstanceUID."""
@@ -112,13 +112,10 @@ class Archive:
             yield
 
     def _headers(self, series_uid: str) -> "list[Dataset]":
-        from pydicom import config, dcmread
+        from pydicom import config
 
         with config.disable_value_validation():
-            try:
-                return [dcmread(path, stop_before_pixels=True) for path in self.series_files(series_uid)]
-            except FileNotFoundError as problem:
-                raise gone(problem.filename) from None
+            return [read_dataset(path, pixels=False) for path in self.series_files(series_uid)]
 
     def _indexed(self, series_uid: str) -> list[Indexed]:
         self.home.mkdir(parents=True, exist_ok=True)

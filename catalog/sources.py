@@ -1,5 +1,6 @@
 """Where volumes come from: a DICOM folder or a NIfTI file here, a series of the catalog in ``catalog.archive``."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -7,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from catalog.errors import CatalogError
+from catalog.files import list_files, open_binary
 from catalog.nifti import read_nifti
+from catalog.walk import NotDicom, walk
 
 if TYPE_CHECKING:
     import highdicom as hd
     from pydicom import Dataset
 
-__all__ = ["FileVolumes", "VolumeSource", "arranged", "gone", "in_slice_order", "read_series"]
+__all__ = ["FileVolumes", "VolumeSource", "arranged", "gone", "in_slice_order", "read_dataset", "read_series"]
 
 
 class VolumeSource(Protocol):
@@ -32,35 +35,58 @@ class FileVolumes:
 
     def volume(self, ref: str) -> "hd.Volume":
         """As VolumeSource.volume."""
-        path = Path(ref)
-        if path.name.endswith((".nii", ".nii.gz")):
-            return read_nifti(path)
-        if not path.is_dir():
+        if ref.endswith((".nii", ".nii.gz")):
+            return read_nifti(Path(ref))
+        if not os.path.isdir(ref):
             raise CatalogError("no such DICOM folder or NIfTI file", about=ref, remedy="check the path")
-        return read_series((file for file in sorted(path.rglob("*")) if file.is_file()), about=ref, lenient=True)
+        return read_series((file.path for file in list_files(ref) if not file.problem), about=ref, lenient=True)
 
 
-def read_series(paths: Iterable[Path], *, about: str, lenient: bool = False) -> "hd.Volume":
-    """The volume of a series' files; with ``lenient`` files that are not DICOM images are passed over.
+def read_dataset(path: str | Path, *, pixels: bool = True) -> "Dataset":
+    """The data set of a DICOM file, here or at a URL, with or without preamble; without ``pixels`` what stands before them.
+
+    Its file meta group names a transfer syntax even where the file's does not. Raises CatalogError where the file has gone or
+    is not DICOM, or OSError.
+    """
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    try:
+        with open_binary(path) as file:
+            try:
+                return dcmread(file, stop_before_pixels=not pixels)
+            except InvalidDicomError:
+                walk(path)
+            file.seek(0)
+            dataset = dcmread(file, stop_before_pixels=not pixels, force=True)
+    except FileNotFoundError:
+        raise gone(path) from None
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
+
+
+def read_series(paths: Iterable[str | Path], *, about: str, lenient: bool = False) -> "hd.Volume":
+    """The volume of a series' files or URLs; with ``lenient`` files that are not DICOM images are passed over.
 
     Slices are ordered so that (slices, rows, columns) is right-handed, whatever the order of ``paths``. Raises CatalogError
     where they are several series, irregularly spaced, differently oriented, or cannot be decoded.
     """
     import highdicom as hd
-    from pydicom import config, dcmread
-    from pydicom.errors import InvalidDicomError
+    from pydicom import config
 
     datasets = []
     with config.disable_value_validation():
         for path in paths:
             try:
-                dataset = dcmread(path)
-            except FileNotFoundError:
-                raise gone(path) from None
-            except InvalidDicomError:
+                dataset = read_dataset(path)
+            except NotDicom:
                 if lenient:
                     continue
-                raise CatalogError("not a DICOM file", about=str(path)) from None
+                raise
             if not lenient or "PixelData" in dataset:
                 datasets.append(dataset)
     _refuse_mixture(datasets, about)

@@ -17,7 +17,7 @@ import json
 import os
 import zlib
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from catalog._bypydicom import read_by_pydicom
@@ -27,6 +27,7 @@ from catalog._dataset import (
     PIXELS,
     Broken,
     Ends,
+    Fetch,
     Level,
     Reader,
     Unusual,
@@ -38,6 +39,7 @@ from catalog._dataset import (
 from catalog._element import LONG, VRS, charset_of, file_tag
 from catalog._pixels import Pixels, locate
 from catalog.errors import CatalogError
+from catalog.files import is_url, ranged
 
 __all__ = ["INLINE", "BrokenHeader", "Header", "NotDicom", "Pixels", "Truncated", "walk"]
 
@@ -105,14 +107,17 @@ class Truncated(BrokenHeader):
     """The file ends before what it declares does; ``header`` is what was read."""
 
 
-def walk(path: str | os.PathLike[str]) -> Header:
+def walk(path: str | os.PathLike[str], *, length: int | None = None) -> Header:
     """Read the header of the DICOM file ``path``, with or without preamble, by few reads of the file.
 
-    Raises NotDicom, Truncated or BrokenHeader (both hold the header that was read), or OSError.
+    ``path`` may be a URL; its file's ``length``, where it is known, saves a question. Raises NotDicom, Truncated or
+    BrokenHeader (both hold the header that was read), or OSError.
     """
+    if is_url(path):
+        return _File(*ranged(path, length), os.fspath(path)).read()
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return _File(descriptor, os.fstat(descriptor).st_size, os.fspath(path)).read()
+        return _File(partial(os.pread, descriptor), os.fstat(descriptor).st_size, os.fspath(path)).read()
     finally:
         os.close(descriptor)
 
@@ -120,8 +125,8 @@ def walk(path: str | os.PathLike[str]) -> Header:
 class _File(Reader):
     """One file being read."""
 
-    def __init__(self, descriptor: int, size: int, about: str) -> None:
-        super().__init__(descriptor, size)
+    def __init__(self, fetch: Fetch, size: int, about: str) -> None:
+        super().__init__(fetch, size)
         self.about = about
         self.cut = False  # the deflated data set stops short
 

@@ -42,10 +42,15 @@ def add(archive: Archive, *paths: Path) -> None:
     commit_absent(archive.objects, [part], writer=os.urandom(8).hex(), read=archive.objects.version())
 
 
+def paths_of(archive: Archive, uid: str) -> list[Path]:
+    """The local files of a series."""
+    return [Path(path) for path in archive.series_files(uid)]
+
+
 def test_a_stored_series_is_found_and_read(stored: Stored, affine: np.ndarray) -> None:
     archive, uid = stored(affine)
     volume, headers = archive.volume(uid), archive.sources(uid)
-    assert len(archive.series_files(uid)) == 6
+    assert len(paths_of(archive, uid)) == 6
     np.testing.assert_allclose(abs(np.linalg.det(volume.affine)), abs(np.linalg.det(affine)), rtol=1e-9)
     for number, header in enumerate(headers):
         corner = volume.affine @ [number, 0, 0, 1]
@@ -68,7 +73,7 @@ def test_storing_again_adds_nothing(stored: Stored) -> None:
     before = archive.objects.version()
     stored()
     assert archive.objects.version() == before
-    assert len(archive.series_files(uid)) == 6
+    assert len(paths_of(archive, uid)) == 6
     assert archive.finish() == []
 
 
@@ -81,7 +86,7 @@ def test_files_that_others_put_in_place_are_adopted_once(noise: Noise, home: Pat
             archive.adopt([*files, wrong], writer="w")
     assert archive.objects.version() == -1
     assert [archive.adopt(found, writer="w") for found in (files[:2], files, files, [])] == [2, 4, 0, 0]
-    assert archive.series_files(uid) == files and archive.finish() == []
+    assert paths_of(archive, uid) == files and archive.finish() == []
 
 
 def test_files_whose_adoption_a_crash_broke_off_are_finished(noise: Noise, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +97,7 @@ def test_files_whose_adoption_a_crash_broke_off_are_finished(noise: Noise, home:
         with pytest.raises(KeyboardInterrupt):
             archive.adopt(folder.iterdir(), writer="w")
     assert archive.finish() == ["catalogued 6 stored files that a crash had left out"]
-    assert len(archive.series_files(uid)) == 6
+    assert len(paths_of(archive, uid)) == 6
 
 
 def _interrupted(*_: object) -> int:
@@ -102,7 +107,7 @@ def _interrupted(*_: object) -> int:
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 def test_other_pixels_under_a_stored_uid_are_refused_and_the_first_stays(stored: Stored) -> None:
     archive, uid = stored()
-    path = archive.series_files(uid)[0]
+    path = paths_of(archive, uid)[0]
     before, changed = path.read_bytes(), pydicom.dcmread(path)
     changed.PixelData = bytes(len(changed.PixelData))
     with pytest.raises(CatalogError, match="other pixels"):
@@ -115,33 +120,33 @@ def test_other_pixels_under_a_stored_uid_are_refused_and_the_first_stays(stored:
 
 def test_a_copy_does_not_double_an_image(stored: Stored, tmp_path: Path) -> None:
     archive, uid = stored()
-    first = archive.series_files(uid)
+    first = paths_of(archive, uid)
     copies = [tmp_path / "copy" / path.name for path in first]
     (tmp_path / "copy").mkdir()
     for path, copy in zip(first, copies, strict=True):
         copy.write_bytes(path.read_bytes())
     add(archive, *copies)
-    assert archive.series_files(uid) == copies  # the latest
+    assert paths_of(archive, uid) == copies  # the latest
     (counted,) = archive.sql("SELECT instances, frames FROM series").to_pylist()
     assert counted == {"instances": 6, "frames": 6}
     assert archive.sql("SELECT path FROM instances ORDER BY InstanceNumber")["path"].to_pylist() == [str(c) for c in copies]
     assert archive.sql("SELECT count(*) n FROM object_catalog")["n"][0].as_py() == 12
     copies[0].write_bytes(b"no longer DICOM")
     add(archive, copies[0])
-    assert archive.series_files(uid) == [first[0], *copies[1:]]  # the latest that is good
+    assert paths_of(archive, uid) == [first[0], *copies[1:]]  # the latest that is good
     assert archive.sql("SELECT instances FROM series")["instances"].to_pylist() == [6]
 
 
 def test_where_a_copy_has_gone_the_original_is_served(stored: Stored, tmp_path: Path) -> None:
     archive, uid = stored()
-    first, headers = archive.series_files(uid), archive.sources(uid)
+    first, headers = paths_of(archive, uid), archive.sources(uid)
     shutil.copytree(first[0].parent, tmp_path / "copy")
     copies = sorted((tmp_path / "copy").iterdir())
     add(archive, *copies)
     copies[0].unlink()
-    assert len(set(archive.series_files(uid)) & set(copies)) == 5
+    assert len(set(paths_of(archive, uid)) & set(copies)) == 5
     shutil.rmtree(tmp_path / "copy")
-    assert archive.series_files(uid) == first
+    assert paths_of(archive, uid) == first
     assert archive.index.instance(headers[0].SOPInstanceUID).path in map(str, first)
     shutil.rmtree(first[0].parent)
     with pytest.raises(CatalogError, match=r"gone .*ingest its folder again"):
@@ -152,12 +157,12 @@ def test_where_a_copy_has_gone_the_original_is_served(stored: Stored, tmp_path: 
 
 def test_the_index_catches_up_and_can_be_rebuilt(stored: Stored) -> None:
     archive, uid = stored()
-    files = archive.series_files(uid)
+    files = paths_of(archive, uid)
     _, second = stored(case="two")
     assert Archive(archive.home).index.files(second) == []  # not yet followed
-    assert len(archive.series_files(second)) == 6
+    assert len(paths_of(archive, second)) == 6
     (archive.home / "index.db").unlink()
-    assert Archive(archive.home).series_files(uid) == files
+    assert paths_of(Archive(archive.home), uid) == files
     fresh = Index(f"sqlite:///{archive.home / 'other.db'}")
     fresh.rebuild(archive.objects)
     assert [Path(found.path) for found in fresh.files(uid)] == files

@@ -105,7 +105,7 @@ def test_another_grid_is_refused(stored: Stored, labels: LabelSet, noise: Callab
 def test_a_file_that_is_no_segmentation_is_refused(stored: Stored, labels: LabelSet) -> None:
     archive, uid = stored()
     with pytest.raises(CatalogError, match="cannot be read"):
-        seg.decode(archive.series_files(uid)[0], archive.volume(uid), labels)
+        seg.decode(Path(archive.series_files(uid)[0]), archive.volume(uid), labels)
 
 
 def test_segments_of_other_names_are_found_by_code_or_refused(stored: Stored, labels: LabelSet, tmp_path: Path) -> None:

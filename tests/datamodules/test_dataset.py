@@ -109,7 +109,7 @@ def test_a_corrupt_case_is_left_out_and_named(
     spark: "SparkSession", archive: Archive, labelled: list[LabelledCase], tmp_path: Path
 ) -> None:
     hurt = labelled[2]
-    path = archive.series_files(hurt.series_uid)[5]
+    path = Path(archive.series_files(hurt.series_uid)[5])
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     try:

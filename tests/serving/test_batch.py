@@ -58,7 +58,7 @@ def test_every_unlabelled_series_is_predicted_once(spark: "SparkSession", world:
     assert world.archive.objects.version() == objects
     for row in made:
         [path] = world.archive.series_files(seg_series(world, row["sop_uid"]))
-        mask = seg.decode(path, world.archive.volume(row["series_uid"]), project.label_set).array
+        mask = seg.decode(Path(path), world.archive.volume(row["series_uid"]), project.label_set).array
         assert set(mask.ravel().tolist()) <= {0, 3}
 
 
@@ -69,7 +69,7 @@ def seg_series(world: Any, sop_uid: str) -> str:
 
 def test_series_can_be_named_and_failures_are_listed(spark: "SparkSession", world: Any, project: Any) -> None:
     uri, broken = world.registry.tracking_uri, world.series[1]
-    path = world.archive.series_files(broken)[3]
+    path = Path(world.archive.series_files(broken)[3])
     content = path.read_bytes()
     path.unlink()
     try:
@@ -113,7 +113,7 @@ def test_a_changed_byte_is_found(world: Any, project: Any, what: str, check: str
     [label] = archive.labels.scan(("seg_uid",), where=f"label_id = '{row['label_ids'][0]}'").read_all().to_pylist()
     folder = archive.home / "models" / MODEL / f"1-{world.trained[:12]}"
     path = {
-        "image": archive.series_files(row["series_uid"])[5],
+        "image": Path(archive.series_files(row["series_uid"])[5]),
         "label": Path(archive.index.instance(label["seg_uid"]).path),
         "weights": folder / "artifacts/run/weights.pt",
     }.get(what, Path(archive.index.instance(sop_uid).path))
