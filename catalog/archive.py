@@ -29,7 +29,7 @@ class Archive:
     """The home folder ``home``; cheap to make, nothing is created before something is written, safe in any process.
 
     ``index_url`` is the SQLAlchemy URL of the query index, by default SQLite in HOME/index.db. ``table`` and ``volume`` put
-    the objects' table elsewhere than in HOME/tables/object_catalog, and the files that are made elsewhere than under HOME/volume.
+    the objects' table elsewhere than in HOME/tables/object_catalog, and files that are made elsewhere than under HOME/volume.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Archive:
             return adopt(self, [Path(os.path.abspath(path)) for path in paths], journal=Journal(self.home, writer))
 
     def series_files(self, series_uid: str) -> list[str]:
-        """The paths or URLs of a series' current files, one an instance, by InstanceNumber; CatalogError where it is unknown."""
+        """The paths or URLs of a series' current files, one an instance, by InstanceNumber; CatalogError where there is none."""
         return [found.path for found in self._indexed(series_uid)]
 
     def volume(self, ref: str) -> "hd.Volume":
@@ -99,6 +99,10 @@ class Archive:
         CatalogError where DuckDB does not take it.
         """
         return views.sql(self, query)
+
+    def own_folders(self) -> set[str]:
+        """Folders of the home that hold no images: it may lie below what is ingested, which may also lie inside it."""
+        return {str((self.home / name).resolve()) for name in ("", "tables", "journal", "mlflow", "datasets")}
 
     def finish(self) -> list[str]:
         """Complete or remove what a crash left between file, ``object_catalog`` and ``labels``; what was done, a line each."""

@@ -48,7 +48,7 @@ class Catalog:
         self.spark = spark
         self.archive = Archive(home, index_url=index_url, table=_folder(table), volume=_folder(volume))
         self._said = f"Catalog(spark, table={table!r}, volume={volume!r}, home={str(home)!r})"
-        self._stream: "Stream | None" = None
+        self._stream: Stream | None = None
 
     def __repr__(self) -> str:
         return self._said
@@ -113,12 +113,12 @@ class Catalog:
             raise CatalogError(f"no column {', '.join(lacking)}", about=repr(self), remedy=remedy)
         if df.isStreaming:
             if self._stream is None:
-                raise CatalogError("not a stream of this catalog", about=repr(self), remedy="make it by catalog(streaming=True)")
+                raise CatalogError("not a stream of this catalog", about=repr(self), remedy="make it by catalog()")
             return self._stream.save(df, lambda batch, writer, number: _append(archive, batch, writer, number, mergeSchema))
         return _append(archive, df, f"save/{uuid.uuid4()}", 0, mergeSchema)
 
     def load(self, table: str | None = None, version: int | None = None) -> "DataFrame":
-        """Every row of the table, as it is or at ``version``, ``meta`` as VARIANT: ``meta:['00100010'].Value[0].Alphabetic``."""
+        """Every row of the table, now or at ``version``, ``meta`` as VARIANT: ``meta:['00100010'].Value[0].Alphabetic``."""
         objects = self.archive.objects if table is None else DeltaTable(self.archive.home / "tables" / _folder(table), OBJECTS)
         found = _frame(self.spark, objects.files(version), objects.dataset(-1).schema)
         return found.selectExpr(*(f"parse_json({n}) AS {n}" if n == "meta" else f"`{n}`" for n in found.columns))
@@ -153,8 +153,10 @@ def _append(archive: Archive, df: "DataFrame", writer: str, batch: int, grow: bo
     extra = [field.with_nullable(True) for field in given if field.name not in own] if grow else []
     objects.grow(extra)
     schema = pa.schema([field for field in [*OBJECTS, *extra] if field.name in given.names])
-    folder, writing = str(objects.path), _writer(str(objects.path), schema)
-    parts = [Part(part.name, part.size, part.rows) for part in df.mapInArrow(writing, "name string, size long, rows long").collect()]
+    written = df.mapInArrow(_writer(str(objects.path), schema), "name string, size long, rows long")
+    parts = [
+        Part(part.name, part.size, part.rows) for part in df.mapInArrow(writing, "name string, size long, rows long").collect()
+    ]
     read = max(objects.version(), 0)
     fresh = absent(objects, parts, read)
     settle = Settler(archive, df.sparkSession).settle

@@ -49,7 +49,10 @@ def _extract(schema: pa.Schema, deep: bool) -> "Callable[[Iterator[pa.RecordBatc
             parsed = rows(as_listed(batch), "/", deep=deep)
             there = pa.array(parsed["path"].to_pylist())
             kept = batch.filter(pa.compute.is_in(batch["path"], there))
-            columns = [kept[n] if n in kept.schema.names and n not in _HEADER.names else parsed[n].combine_chunks() for n in schema.names]
+            columns = [
+                kept[n] if n in kept.schema.names and n not in _HEADER.names else parsed[n].combine_chunks()
+                for n in schema.names
+            ]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     return extract

@@ -1,10 +1,9 @@
 """A folder of files into ``object_catalog``: the driver lists and commits, Spark's workers read headers and write parquet."""
 
 import math
-import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
@@ -15,7 +14,8 @@ from catalog.archive import Archive
 from catalog.conflicts import Settler
 from catalog.disk import disk_full
 from catalog.errors import CatalogError
-from catalog.objects import Key, Listed, commit_absent, known, list_files, rows
+from catalog.files import Key, Listed, list_files, located
+from catalog.objects import commit_absent, known, rows
 from catalog.parse import Done, parse
 from catalog.progress import Progress
 from catalog.schemas import USABLE
@@ -23,7 +23,7 @@ from catalog.schemas import USABLE
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["IngestReport", "collected", "ingest", "own_folders"]
+__all__ = ["IngestReport", "collected", "ingest"]
 
 FILES_A_COMMIT = 100_000
 """How many files the driver holds: they are listed, parsed and committed before the next are looked at."""
@@ -71,22 +71,14 @@ def ingest(
     ingest is simply run again, and opens nothing that is committed. ``deep`` reads the pixels too; ``extract`` takes in what
     zip and tar archives hold as well. CatalogError where ``path`` is not there.
     """
-    root = Path(os.path.abspath(path))
-    if not root.exists():
-        raise CatalogError("no such folder or file", about=str(path), remedy="check the path")
-    work = _Ingest(spark, archive, str(root), deep, progress)
-    files: Iterable[Listed] = list_files(root, skip=own_folders(archive))
-    while batch := list(islice(files := iter(files), FILES_A_COMMIT)):
+    work = _Ingest(spark, archive, located(path), deep, progress)
+    files = list_files(path, skip=archive.own_folders(), pattern=pattern, recurse=recurse)
+    while batch := list(islice(files, FILES_A_COMMIT)):
         archives = work.take(batch)
         if extract and archives:
             files = chain(work.unpack(archives), files)
     archive.index.follow(archive.objects)
     return work.report
-
-
-def own_folders(archive: Archive) -> set[str]:
-    """Folders of a home that hold no images: a home may lie below what is ingested, which may also lie inside the home."""
-    return {str((archive.home / name).resolve()) for name in ("", "tables", "journal", "mlflow", "datasets")}
 
 
 class _Ingest:

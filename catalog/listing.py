@@ -5,8 +5,8 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from catalog.archive import Archive
 from catalog.disk import atomic_file
 from catalog.errors import CatalogError
-from catalog.files import Listed, list_files, root_of
-from catalog.objects import path_columns
+from catalog.files import Listed, list_files, located
+from catalog.objects import kind_of, path_columns
 from catalog.schemas import OBJECTS
 
 __all__ = ["PATHS", "Wanted", "as_listed", "list_all", "new_folder", "write_listing"]
@@ -50,8 +50,8 @@ def list_all(archive: Archive, wanted: Wanted) -> tuple[Iterator[Listed], str]:
 
     An archive that cannot be unpacked has a problem. CatalogError where there is no such path.
     """
-    root = root_of(wanted.path)
-    files = list_files(root, skip=own_folders(archive), pattern=wanted.pattern, recurse=wanted.recurse)
+    root = located(wanted.path)
+    files = list_files(root, skip=archive.own_folders(), pattern=wanted.pattern, recurse=wanted.recurse)
     return (_with_members(files, Path(wanted.unzipped)) if wanted.unzipped else files), root
 
 
@@ -107,8 +107,6 @@ def _table(files: Sequence[Listed], root: str, detect: bool) -> pa.Table:
 
 
 def _kind(file: Listed, detect: bool) -> str:
-    from catalog.objects import kind_of
-
     if detect:
         return kind_of(file)
     name = os.path.basename(file.path).lower()

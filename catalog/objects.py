@@ -1,25 +1,23 @@
-"""Files as rows of ``object_catalog``: what is on disk, what is known already, what is new."""
+"""Files as rows of ``object_catalog``: their headers, and which of them the table has."""
 
 import os
 import re
-import stat
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from catalog._query import connect, quoted
-from catalog.disk import TEMPORARY
+from catalog.files import Key, Listed, is_url, located, utf8
 from catalog.header import typed
 from catalog.schemas import OBJECTS, TYPED
 from catalog.table import Conflict, DeltaTable, Part, write_part
 from catalog.walk import BrokenHeader, Header, NotDicom, Pixels, walk
 
-__all__ = ["Key", "Listed", "absent", "commit_absent", "known", "list_files", "listed", "path_columns", "rows"]
+__all__ = ["absent", "among", "commit_absent", "known", "path_columns", "rows"]
 
 SETTLED = 60.0
 """Seconds after which a file that ends too early is taken for truncated, not for one on its way."""
@@ -28,71 +26,7 @@ _WORDS = re.compile(r"[0-9A-Za-z]+")
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _LATER = len(OBJECTS) - OBJECTS.get_field_index("ingested_at") - 1
 
-Key = tuple[str, int, int]
-"""(path, modificationTime in µs since 1970, length): the key of ``object_catalog``."""
-
 Settle = Callable[[Sequence[Part], int], Sequence[Part]]
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One file as the file system shows it; ``problem`` says why it cannot be opened, ``original`` where what was unpacked
-    lay."""
-
-    path: str
-    modified: int
-    length: int
-    problem: str = ""
-    original: str = ""
-
-    @property
-    def key(self) -> Key:
-        """What makes it the same file as before."""
-        return _text(self.path), self.modified, self.length
-
-
-def listed(path: str | Path) -> Listed:
-    """The state of one file that is there."""
-    found = os.stat(path)
-    return Listed(os.path.abspath(path), found.st_mtime_ns // 1000, found.st_size)
-
-
-def list_files(root: str | Path, *, skip: Collection[str] = ()) -> Iterator[Listed]:
-    """Every file under ``root`` (or ``root`` itself), through symbolic links, each folder once however often it is linked.
-
-    Left out are folders whose real path is in ``skip``, and what is still being written (``disk.TEMPORARY``).
-    What cannot be opened is listed with its problem.
-    """
-    start = os.path.abspath(root)
-    if not os.path.isdir(start):
-        yield listed(start)
-        return
-    folders, entered = [start], {os.path.realpath(start)}
-    while folders:
-        folder = folders.pop()
-        try:
-            entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(TEMPORARY)), key=lambda entry: entry.name)
-        except OSError as problem:
-            yield Listed(folder, 0, 0, f"the folder cannot be read: {problem.strerror}")
-            continue
-        for entry in entries:
-            if not entry.is_dir():
-                yield _entry(entry)
-                continue
-            real = os.path.realpath(entry.path)
-            if real not in entered and real not in skip:
-                entered.add(real)
-                folders.append(entry.path)
-
-
-def _entry(entry: "os.DirEntry[str]") -> Listed:
-    try:
-        found = entry.stat()
-    except OSError as problem:
-        there = entry.stat(follow_symlinks=False)
-        return Listed(entry.path, there.st_mtime_ns // 1000, there.st_size, f"the link leads nowhere: {problem.strerror}")
-    regular = stat.S_ISREG(found.st_mode)
-    return Listed(entry.path, found.st_mtime_ns // 1000, found.st_size, "" if regular else "not a regular file")
 
 
 def rows(files: Sequence[Listed], root: str | Path, *, deep: bool = False) -> pa.Table:
@@ -102,7 +36,7 @@ def rows(files: Sequence[Listed], root: str | Path, *, deep: bool = False) -> pa
     Left out, for the next run, is what is still being written: it changed since it was listed, or it was written to within
     the last SETTLED seconds and ends too early.
     """
-    now, start = time.time(), os.path.join(os.path.abspath(root), "")
+    now, start = time.time(), os.path.join(located(root), "")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the files' own peculiarities
         found = [row for file in files if (row := _row(file, start, now)) is not None]
@@ -132,7 +66,7 @@ def path_columns(file: Listed, start: str, kind: str) -> tuple[Any, ...]:
     path, modified, length = file.key
     relative = path.removeprefix(start) if path.startswith(start) else os.path.basename(path)
     extension = os.path.splitext(path)[1].lstrip(".").lower()
-    original = _text(file.original) if file.original else path
+    original = utf8(file.original) if file.original else path
     return path, modified, length, original, relative, path, extension, kind, _WORDS.findall(relative), False
 
 
@@ -145,15 +79,17 @@ def _read(file: Listed) -> tuple[str, Header | None, str, str | None]:
     try:
         return "dicom", walk(file.path), "ok", None
     except NotDicom as problem:
-        return "other", None, "not_dicom", _text(problem.problem)[:500]
+        return "other", None, "not_dicom", utf8(problem.problem)[:500]
     except BrokenHeader as problem:
-        return "dicom", problem.header, "broken", _text(problem.problem)[:500]
+        return "dicom", problem.header, "broken", utf8(problem.problem)[:500]
     except OSError as problem:
-        return "dicom", None, "broken", _text(str(problem))[:500]
+        return "dicom", None, "broken", utf8(str(problem))[:500]
 
 
 def _grows(file: Listed, now: float, *, ends: bool) -> bool:
-    """Whether the file is still being written; ``ends``: it ends too early."""
+    """Whether the file is still being written; ``ends``: it ends too early. What a URL names was put there as a whole."""
+    if is_url(file.path):
+        return False
     try:
         found = os.stat(file.path)
     except OSError:
@@ -172,20 +108,23 @@ def _places(pixels: Pixels | None) -> tuple[Any, ...]:
 
 def known(table: DeltaTable, version: int, files: Sequence[Listed]) -> dict[Key, str]:
     """Which of ``files`` the table has, as they are, at ``version``: key → the ``status`` of the latest row."""
-    if version < 0 or not files:
+    return {} if version < 0 else among(table.dataset(version), files, "arg_max(status, ingested_at)")
+
+
+def among(rows: Any, files: Sequence[Listed], telling: str = "any_value(path)") -> dict[Key, str]:
+    """Which of ``files`` are among ``rows`` (an Arrow dataset with the columns of the key): key → what is ``telling`` of it."""
+    if not files:
         return {}
-    keys = [file.key for file in files]
-    paths, times, lengths = zip(*keys, strict=True)
+    paths, times, lengths = zip(*(file.key for file in files), strict=True)
     wanted = pa.table({"path": paths, "modified": pa.array(times, pa.int64()), "length": pa.array(lengths, pa.int64())})
     query = f"""
-        SELECT o.path, o.modificationTime, o.length, arg_max(o.status, o.ingested_at) AS status
-        FROM (SELECT path, modificationTime, length, status, ingested_at FROM objects
-              WHERE path BETWEEN {quoted(min(paths))} AND {quoted(max(paths))}) o
+        SELECT path, modificationTime, length, {telling} AS told
+        FROM (SELECT * FROM rows WHERE path BETWEEN {quoted(min(paths))} AND {quoted(max(paths))}) o
         SEMI JOIN wanted w ON o.path = w.path AND epoch_us(o.modificationTime) = w.modified AND o.length = w.length
         GROUP BY ALL"""
-    with connect({"objects": table.dataset(version), "wanted": wanted}) as connection:
+    with connect({"rows": rows, "wanted": wanted}) as connection:
         found = connection.sql(query).to_arrow_table()
-    return dict(zip(_keys(found), found["status"].to_pylist(), strict=True))
+    return dict(zip(_keys(found), found["told"].to_pylist(), strict=True))
 
 
 def commit_absent(
@@ -228,8 +167,3 @@ def _absent(part: Part, table: DeltaTable, version: int) -> Part:
 def _keys(rows: pa.Table) -> list[Key]:
     times = rows["modificationTime"].cast(pa.int64()).to_pylist()
     return list(zip(rows["path"].to_pylist(), times, rows["length"].to_pylist(), strict=True))
-
-
-def _text(name: str) -> str:
-    """``name`` as UTF-8 can hold it: bytes of a file name that are not UTF-8 are written ``\\xNN``."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

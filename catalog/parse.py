@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from catalog.errors import CatalogError
-from catalog.objects import Listed, rows
+from catalog.files import Listed
+from catalog.objects import rows
 from catalog.schemas import USABLE
 from catalog.table import Part, write_part
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from catalog.disk import TEMPORARY, atomic_file
 from catalog.errors import CatalogError
-from catalog.objects import Listed, commit_absent, known, listed, rows
+from catalog.files import Listed, listed
+from catalog.objects import commit_absent, known, rows
 from catalog.sources import gone
 from catalog.table import write_part
 from catalog.uids import deterministic_uid

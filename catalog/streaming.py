@@ -16,14 +16,14 @@ from pyspark.sql.streaming.datasource import ReadAllAvailable, ReadLimit, ReadMa
 
 from catalog.archive import Archive
 from catalog.disk import atomic_file
+from catalog.files import Listed
 from catalog.listing import PATHS, Wanted, list_all, write_listing
-from catalog.objects import Listed, known
+from catalog.objects import among, known
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming.query import StreamingQuery
 
-    from catalog.errors import CatalogError
 
 __all__ = ["Stream"]
 
@@ -139,10 +139,11 @@ class _Reader(DataSourceStreamReader, SupportsTriggerAvailableNow):
         write_listing(self._unseen(files), root, self.folder, detect=self.wanted.detect, rows=self._size())
 
     def _unseen(self, files: Iterator[Listed]) -> Iterator[Listed]:
-        version, earlier = self.archive.objects.version(), [str(path) for path in self._written()]
+        version, written = self.archive.objects.version(), [str(path) for path in self._written()]
+        earlier = pyarrow.dataset.dataset(written, schema=PATHS, format="parquet") if written else PATHS.empty_table()
         while batch := [file for file, _ in zip(files, range(_LOOKED_UP), strict=False)]:
-            seen = known(self.archive.objects.files(version), batch)
-            heard = known(earlier, batch)
+            seen = known(self.archive.objects, version, batch)
+            heard = among(earlier, batch)
             yield from (file for file in batch if file.key not in seen and file.key not in heard)
 
     def _size(self) -> int:
