@@ -1,9 +1,13 @@
 """Every DICOM object as a row, and what others say about it: labels, predictions, scores."""
 
+from catalog._query import quoted
 from catalog.archive import Archive
+from catalog.catalog import Catalog
 from catalog.cohort import CohortFolder, Origin
+from catalog.conflicts import resolve
 from catalog.disk import atomic_file
 from catalog.errors import CatalogError, VoxloopError
+from catalog.files import located
 from catalog.importing import ImportReport, import_nifti
 from catalog.ingest import IngestReport, ingest
 from catalog.labels import LabelRevision, State, Submission, current, mask, submit
@@ -21,6 +25,7 @@ __all__ = [
     "Algorithm",
     "Archive",
     "Case",
+    "Catalog",
     "CatalogError",
     "CohortFolder",
     "DeltaTable",
@@ -47,7 +52,10 @@ __all__ = [
     "freeze",
     "import_nifti",
     "ingest",
+    "located",
     "mask",
+    "quoted",
+    "resolve",
     "submit",
     "write_series",
 ]

@@ -154,9 +154,7 @@ def _append(archive: Archive, df: "DataFrame", writer: str, batch: int, grow: bo
     objects.grow(extra)
     schema = pa.schema([field for field in [*OBJECTS, *extra] if field.name in given.names])
     written = df.mapInArrow(_writer(str(objects.path), schema), "name string, size long, rows long")
-    parts = [
-        Part(part.name, part.size, part.rows) for part in df.mapInArrow(writing, "name string, size long, rows long").collect()
-    ]
+    parts = [Part(part.name, part.size, part.rows) for part in written.collect()]
     read = max(objects.version(), 0)
     fresh = absent(objects, parts, read)
     settle = Settler(archive, df.sparkSession).settle

@@ -1,8 +1,10 @@
 """Several files of one SOPInstanceUID: their pixels decide whether one is a copy of the other or in conflict with it."""
 
 import hashlib
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +12,10 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from catalog._query import connect
+from catalog._query import connect, quoted
 from catalog.errors import CatalogError
+from catalog.files import located, open_binary
+from catalog.schemas import OBJECTS
 from catalog.table import Part, write_part
 from catalog.walk import walk
 
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
     from catalog.archive import Archive
 
-__all__ = ["Settler", "pixel_hashes"]
+__all__ = ["Settler", "pixel_hashes", "resolve"]
 
 _RECURRING = """
 SELECT sop FROM (
@@ -108,6 +112,26 @@ class Settler:
         return {*found["series_uid"].to_pylist(), *found["seg_uid"].to_pylist()}
 
 
+def resolve(archive: "Archive", path: str, *, accept: bool) -> str:
+    """Decide over a file in conflict: make it the current one of its object, or reject it for good; its status then.
+
+    The decision is a row of its own, with the same key: the latest counts. CatalogError where the file is not in conflict.
+    """
+    where = f"path = {quoted(located(path))}"
+    rows = archive.objects.scan(OBJECTS.names, where=where).read_all().sort_by("ingested_at")
+    if not rows.num_rows or rows["status"][-1].as_py() != "conflict":
+        raise CatalogError("not in conflict", about=path, remedy="see voxloop catalog conflicts")
+    status, error = ("ok", None) if accept else ("rejected", "rejected in favour of " + rows["error"][-1].as_py())
+    decided = {
+        **rows.slice(rows.num_rows - 1).to_pylist()[0],
+        "status": status,
+        "error": error,
+        "ingested_at": datetime.now(UTC),
+    }
+    archive.objects.append(pa.Table.from_pylist([decided], schema=OBJECTS), writer=f"resolve/{uuid.uuid4()}", batch=0)
+    return status
+
+
 def pixel_hashes(paths: Sequence[str], spark: "SparkSession | None" = None) -> dict[str, str | None]:
     """The sha256 of the decoded pixels of each file; empty where it has none, None where it has gone.
 
@@ -139,7 +163,7 @@ def _hash(path: str) -> str | None:
 
 
 def _digest(path: str, offset: int, length: int) -> str:
-    with open(path, "rb") as file:
+    with open_binary(path) as file:
         file.seek(offset)
         digest = hashlib.sha256()
         while length > 0 and (block := file.read(min(length, 1 << 20))):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.ml import Transformer
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
@@ -47,12 +48,9 @@ def _extract(schema: pa.Schema, deep: bool) -> "Callable[[Iterator[pa.RecordBatc
     def extract(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             parsed = rows(as_listed(batch), "/", deep=deep)
-            there = pa.array(parsed["path"].to_pylist())
-            kept = batch.filter(pa.compute.is_in(batch["path"], there))
-            columns = [
-                kept[n] if n in kept.schema.names and n not in _HEADER.names else parsed[n].combine_chunks()
-                for n in schema.names
-            ]
+            kept = batch.filter(pc.is_in(batch["path"], parsed["path"].combine_chunks()))
+            own = set(_HEADER.names)
+            columns = [parsed[n].combine_chunks() if n in own else kept[n] for n in schema.names]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     return extract

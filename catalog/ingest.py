@@ -69,7 +69,7 @@ def ingest(
     A file is the same while path, modification time and length are; what is not DICOM or cannot be read gets a row with
     its reason. Two ingests of one folder at once add each file once. FILES_A_COMMIT files are one commit: an interrupted
     ingest is simply run again, and opens nothing that is committed. ``deep`` reads the pixels too; ``extract`` takes in what
-    zip and tar archives hold as well. CatalogError where ``path`` is not there.
+    zip and tar archives hold as well. The query index follows when it is next asked. CatalogError where ``path`` is not there.
     """
     work = _Ingest(spark, archive, located(path), deep, progress)
     files = list_files(path, skip=archive.own_folders(), pattern=pattern, recurse=recurse)
@@ -77,7 +77,6 @@ def ingest(
         archives = work.take(batch)
         if extract and archives:
             files = chain(work.unpack(archives), files)
-    archive.index.follow(archive.objects)
     return work.report
 
 

@@ -14,15 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog.archive import Archive
+from catalog.content import archive_kind, kind_of
 from catalog.disk import atomic_file
 from catalog.errors import CatalogError
 from catalog.files import Listed, list_files, located
-from catalog.objects import kind_of, path_columns
+from catalog.objects import path_columns
 from catalog.schemas import OBJECTS
+from catalog.unpack import unpacked
 
 __all__ = ["PATHS", "Wanted", "as_listed", "list_all", "new_folder", "write_listing"]
 
-PATHS = pa.schema([*OBJECTS][: OBJECTS.get_field_index("meta")] + [pa.field("error", pa.string())])
+PATHS = pa.schema([*(OBJECTS.field(i) for i in range(OBJECTS.get_field_index("meta"))), pa.field("error", pa.string())])
 """path … path_tags, is_anon, as in ``object_catalog``; ``error`` says why a file cannot be opened."""
 
 _ROWS_A_FILE = 2000
@@ -108,7 +110,7 @@ def _table(files: Sequence[Listed], root: str, detect: bool) -> pa.Table:
 
 def _kind(file: Listed, detect: bool) -> str:
     if detect:
-        return kind_of(file)
+        return "other" if file.problem else kind_of(file.path)
     name = os.path.basename(file.path).lower()
     ends = {"nifti": (".nii", ".nii.gz"), "zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")}
     kinds = [kind for kind, endings in ends.items() if name.endswith(endings)]

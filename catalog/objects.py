@@ -1,18 +1,23 @@
 """Files as rows of ``object_catalog``: their headers, and which of them the table has."""
 
+import json
 import os
 import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from catalog._query import connect, quoted
+from catalog.content import archive_kind, describe
+from catalog.errors import CatalogError
 from catalog.files import Key, Listed, is_url, located, utf8
 from catalog.header import typed
+from catalog.nifti import is_nifti, nifti_header
+from catalog.pixels import pixel_facts
 from catalog.schemas import OBJECTS, TYPED
 from catalog.table import Conflict, DeltaTable, Part, write_part
 from catalog.walk import BrokenHeader, Header, NotDicom, Pixels, walk
@@ -39,26 +44,29 @@ def rows(files: Sequence[Listed], root: str | Path, *, deep: bool = False) -> pa
     now, start = time.time(), os.path.join(located(root), "")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the files' own peculiarities
-        found = [row for file in files if (row := _row(file, start, now)) is not None]
+        found = [row for file in files if (row := _row(file, start, now, deep)) is not None]
     columns = zip(*found, strict=True) if found else [()] * len(OBJECTS)
     return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, OBJECTS, strict=True)], schema=OBJECTS)
 
 
-def _row(file: Listed, start: str, now: float) -> tuple[Any, ...] | None:
-    kind, header, status, error = _read(file)
+def _row(file: Listed, start: str, now: float, deep: bool) -> tuple[Any, ...] | None:
+    content = _read(file)
+    header, status, error = content.header, content.status, content.error
     if not file.problem and _grows(file, now, ends=status == "broken"):
         return None
-    where = path_columns(file, start, kind)
+    where, when = path_columns(file, start, content.kind), int(now * 1e6)
     if header is None:
-        return (*where, None, *[None] * len(TYPED), status, error, int(now * 1e6), *[None] * _LATER)
+        return (*where, content.meta, *[None] * len(TYPED), status, error, when, *[None] * _LATER)
     values = typed(header)
     lacking = [name for name, value in zip(_UIDS, values[:3], strict=True) if not value] if status == "ok" else []
     if lacking:
         status, error = "incomplete", f"{', '.join(lacking)} missing"
     own, later = values[: len(TYPED)], values[len(TYPED) :]
     file_meta, meta = (text.decode("utf-8", "replace") for text in header.parts)
-    rest = (file_meta, list(header.notes), *_places(header.pixels), *[None] * 5)
-    return (*where, meta, *own, status, error, int(now * 1e6), *later, *rest)
+    notes = list(header.notes)
+    facts = _facts(file.path, notes) if deep and header.pixels and status != "broken" else _NO_FACTS
+    rest = (file_meta, notes, *_places(header.pixels), *facts)
+    return (*where, meta, *own, status, error, when, *later, *rest)
 
 
 def path_columns(file: Listed, start: str, kind: str) -> tuple[Any, ...]:
@@ -70,20 +78,53 @@ def path_columns(file: Listed, start: str, kind: str) -> tuple[Any, ...]:
     return path, modified, length, original, relative, path, extension, kind, _WORDS.findall(relative), False
 
 
-def _read(file: Listed) -> tuple[str, Header | None, str, str | None]:
-    """What is in the file: ``file_type``, the header where one can be read, ``status`` and ``error``."""
+class _Content(NamedTuple):
+    """What is in a file: ``file_type``, ``status`` and ``error``; the header where one can be read, or a NIfTI file's ``meta``."""
+
+    kind: str
+    status: str
+    error: str | None = None
+    header: Header | None = None
+    meta: str | None = None
+
+
+def _read(file: Listed) -> _Content:
     if file.problem:
-        return "other", None, "broken", file.problem
+        return _Content("other", "broken", file.problem)
     if file.length == 0:
-        return "other", None, "not_dicom", "the file is empty"
+        return _Content("other", "not_dicom", "the file is empty")
     try:
-        return "dicom", walk(file.path), "ok", None
-    except NotDicom as problem:
-        return "other", None, "not_dicom", utf8(problem.problem)[:500]
+        return _Content("dicom", "ok", None, walk(file.path))
+    except NotDicom:
+        return _read_other(file.path)
     except BrokenHeader as problem:
-        return "dicom", problem.header, "broken", utf8(problem.problem)[:500]
-    except OSError as problem:
-        return "dicom", None, "broken", utf8(str(problem))[:500]
+        return _Content("dicom", "broken", utf8(problem.problem)[:500], problem.header)
+    except (OSError, CatalogError) as problem:
+        return _Content("other", "broken", utf8(str(problem))[:500])
+
+
+def _read_other(path: str) -> _Content:
+    try:
+        if kind := archive_kind(path):
+            return _Content(kind, "archive")
+        if is_nifti(path):
+            return _Content("nifti", "ok", meta=json.dumps(nifti_header(path)))
+        return _Content("other", "not_dicom", f"{describe(path)}, not DICOM")
+    except (OSError, CatalogError) as problem:
+        return _Content("other", "broken", utf8(str(problem))[:500])
+
+
+_NO_FACTS = (None,) * 5
+
+
+def _facts(path: str, notes: list[str]) -> tuple[Any, ...]:
+    """The columns pixel_hash … pixel_shape; a note where the pixels cannot be decoded."""
+    try:
+        facts = pixel_facts(path)
+    except CatalogError as problem:
+        notes.append(f"the pixels cannot be read: {problem.problem}")
+        return _NO_FACTS
+    return facts.hash, facts.min, facts.max, facts.mean, facts.shape
 
 
 def _grows(file: Listed, now: float, *, ends: bool) -> bool:

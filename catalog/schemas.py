@@ -102,7 +102,7 @@ and ``pixel_shape`` (frames, rows, columns, samples, as NumPy has it) are there 
 
 ``status`` is ``ok``; ``incomplete`` (a UID is missing), ``broken`` or ``not_dicom``, with the reason in ``error``; ``archive``
 (what is in it has rows of its own where it was unpacked); or ``conflict``: another file of this SOPInstanceUID has other pixels
-and a label, and stays current. ``ingested_at`` orders the rows of one path."""
+and a label, and stays current until someone decides, after which it is ``ok`` or ``rejected``. ``ingested_at`` orders the rows of one path."""
 
 LABELS = pa.schema(
     [

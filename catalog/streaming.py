@@ -36,8 +36,8 @@ _LOOKED_UP = 50_000
 class Stream:
     """The new files of one ``Wanted``: at most ``limit`` a batch, all there are now or again after each ``interval``.
 
-    ``checkpoint`` keeps what was seen: ``listings`` the files, numbered; ``spark`` how far Spark has come; ``id`` the name under
-    which batches are committed.
+    ``checkpoint`` keeps what was seen: ``listings`` the files, numbered; ``spark`` how far Spark has come; ``id`` the name
+    under which batches are committed.
     """
 
     archive: Archive
@@ -106,7 +106,7 @@ class _Reader(DataSourceStreamReader, SupportsTriggerAvailableNow):
 
     def __init__(self, told: MutableMapping[str, Any]) -> None:
         self.archive = Archive(told["home"], table=told["table"])
-        self.wanted, self.folder, self.limit = Wanted.from_json(told["wanted"]), Path(told["listings"]), int(told["limit"])
+        self.wanted, self.folder, self.limit = Wanted(**told["wanted"]), Path(told["listings"]), int(told["limit"])
         self.last: int | None = None
 
     def initialOffset(self) -> dict[str, int]:

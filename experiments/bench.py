@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ["BenchResult", "compare", "device_name"]
+__all__ = ["BenchResult", "Cost", "compare", "cost", "device_name"]
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ def compare(
     pairs: list[tuple[Cost, Cost]] = []
     for i in range(rounds):
         if i % 2:
-            theirs = _cost(baseline)
-            pairs.append((_cost(ours), theirs))
+            theirs = cost(baseline)
+            pairs.append((cost(ours), theirs))
         else:
-            mine = _cost(ours)
-            pairs.append((mine, _cost(baseline)))
+            mine = cost(ours)
+            pairs.append((mine, cost(baseline)))
     ratios = {
         "wall_ratio": statistics.median(theirs.wall / mine.wall for mine, theirs in pairs),
         "cpu_ratio": statistics.median(theirs.cpu / mine.cpu for mine, theirs in pairs),
@@ -99,7 +99,8 @@ class Cost:
     cpu: float
 
 
-def _cost(work: Callable[[], object]) -> Cost:
+def cost(work: Callable[[], object]) -> Cost:
+    """What ``work`` takes, of this process and its children."""
     cpu, started = _cpu_seconds(), time.perf_counter()
     work()
     return Cost(time.perf_counter() - started, max(_cpu_seconds() - cpu, 1e-9))

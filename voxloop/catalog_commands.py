@@ -1,14 +1,17 @@
 """The commands over the catalog: files in, questions, files out."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from voxloop import console
 from voxloop.command import HomeOption, JsonOption, app, existing, guarded, open_archive, spark_session
-from voxloop.errors import FrontDoorError
 from voxloop.settings import read
+
+if TYPE_CHECKING:
+    from catalog import Archive
+    from voxloop.settings import Settings
 
 __all__: list[str] = []
 
@@ -37,30 +40,131 @@ def import_nifti(
 @app.command()
 @guarded
 def ingest(
-    path: Annotated[Path, typer.Argument(help="A folder (or one file) with DICOM.")],
+    path: Annotated[str, typer.Argument(help="A folder, a file or a URL (s3://…, abfs://…) with DICOM.")],
+    pattern: Annotated[str, typer.Option(help="Only files whose name fits this glob.")] = "*",
+    recurse: Annotated[bool, typer.Option(help="Look into subfolders too.")] = True,
+    extract_zip: Annotated[bool, typer.Option("--extract-zip", help="Take in what zip and tar archives hold as well.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read the pixels too: hash, min, max, mean, shape.")] = False,
+    watch: Annotated[str | None, typer.Option(help='Go on until Ctrl-C, looking for new files every "30 seconds".')] = None,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Read every file's header into the catalog; what is there already, unchanged, is not opened again."""
     from catalog import ingest as read_headers
 
-    if not path.exists():
-        raise FrontDoorError("no such file or folder", about=str(path), remedy="name a folder with DICOM files")
     settings = read(home)
     archive = open_archive(settings)
+    if watch:
+        return _watch(settings, archive, path, watch, pattern, recurse, extract_zip, deep)
     with spark_session(settings, warm=False) as spark, console.stage(f"ingest {path}") as report:
-        done = read_headers(spark, archive, path, progress=report)
+        done = read_headers(
+            spark, archive, path, pattern=pattern, recurse=recurse, extract=extract_zip, deep=deep, progress=report
+        )
+    with console.stage("follow with the query index"):
+        archive.index.follow(archive.objects)
     console.note(f"{done.found} files: {done.added} added, {done.unchanged} unchanged, {done.bad} not usable")
+    if done.growing:
+        console.note(f"{done.growing} are still being written: run the same command again when they are complete")
+    if done.conflicts:
+        console.note(f"{done.conflicts} in conflict with a labelled object: voxloop catalog conflicts")
     if done.bad:
-        under = str(path.absolute()).replace("'", "''")
-        bad = f"status <> 'ok' and starts_with(path, '{under}')"
-        why = f"select relative_path, status, error from object_catalog where {bad} limit 5"
-        for row in archive.sql(why).to_pylist():
-            console.note(f"  {row['relative_path']}: {row['status']}: {row['error']}")
-        if done.bad > 5:
-            console.note("  … and more: voxloop sql \"select path, status, error from object_catalog where status <> 'ok'\"")
+        _show_bad(archive, path)
     if json:
         console.emit(done.as_json())
+    return None
+
+
+def _show_bad(archive: "Archive", path: str) -> None:
+    """How many files are unusable for which reason, and where to see each."""
+    from catalog import located, quoted
+
+    bad = f"status NOT IN ('ok', 'archive') AND starts_with(original_path, {quoted(located(path))})"
+    latest = (
+        f"SELECT * FROM object_catalog WHERE {bad} QUALIFY row_number() OVER (PARTITION BY path ORDER BY ingested_at DESC) = 1"
+    )
+    why = f"SELECT status, error, count(*) AS files, min(relative_path) AS one FROM ({latest}) GROUP BY ALL ORDER BY files DESC LIMIT 9"
+    for row in archive.sql(why).to_pylist():
+        console.note(f"  {row['files']} × {row['status']}: {row['error']}   ({row['one']})")
+    console.note(
+        "  each of them: voxloop sql \"SELECT path, status, error FROM object_catalog WHERE status NOT IN ('ok', 'archive')\""
+    )
+
+
+def _watch(
+    settings: "Settings", archive: "Archive", path: str, interval: str, pattern: str, recurse: bool, extract: bool, deep: bool
+) -> None:
+    from catalog import Catalog
+    from catalog.dicom import DicomMetaExtractor
+
+    with spark_session(settings, warm=False) as spark:
+        catalog = Catalog(spark, home=settings.home, index_url=settings.index_url or None)
+        options = {"pattern": pattern, "recurse": recurse, "extractZip": extract}
+        files = catalog.catalog(path, streaming=True, triggerProcessingTime=interval, **options)
+        query = catalog.save(DicomMetaExtractor(catalog, deep=deep, useVariant=False).transform(files))
+        console.note(f"watching {path}, every {interval}; Ctrl-C ends it, and the next watch goes on from there")
+        version = archive.objects.version()
+        while not query.awaitTermination(1):
+            if (now := archive.objects.version()) != version:
+                added = archive.objects.added(("status",), since=version, version=now).read_all()["status"].to_pylist()
+                bad = sum(status not in ("ok", "archive") for status in added)
+                console.note(f"{len(added)} files added, {bad} not usable")
+                version = archive.index.follow(archive.objects)
+
+
+catalog_app = typer.Typer(help="Look after the catalog's table.", no_args_is_help=True)
+app.add_typer(catalog_app, name="catalog")
+
+
+@catalog_app.command()
+@guarded
+def optimize(home: HomeOption = None, json: JsonOption = False) -> None:
+    """Merge the table's small files, lay studies together (Z-order), and clear away what no version holds.
+
+    Every version that a run or a receipt names stays readable.
+    """
+    archive = open_archive(existing(home))
+    before = len(archive.objects.files())
+    with console.stage("optimize"):
+        version = archive.objects.optimize(("StudyInstanceUID", "SeriesInstanceUID"))
+        removed = archive.objects.vacuum()
+    after = len(archive.objects.files())
+    console.note(f"{before} files became {after}, {len(removed)} unused ones were removed")
+    if json:
+        console.emit({"version": version, "files_before": before, "files_after": after, "removed": len(removed)})
+
+
+@catalog_app.command()
+@guarded
+def conflicts(home: HomeOption = None, json: JsonOption = False) -> None:
+    """Files that are not current because a labelled object with the same SOPInstanceUID has other pixels."""
+    archive = open_archive(existing(home))
+    latest = "SELECT * FROM object_catalog QUALIFY row_number() OVER (PARTITION BY path ORDER BY ingested_at DESC) = 1"
+    rows = archive.sql(
+        f"SELECT path, SOPInstanceUID, error FROM ({latest}) WHERE status = 'conflict' ORDER BY path"
+    ).to_pylist()
+    console.records(rows)
+    if rows:
+        console.note("to make one current: voxloop catalog resolve PATH --accept; to leave the first: --reject")
+    if json:
+        console.emit({"conflicts": rows})
+
+
+@catalog_app.command()
+@guarded
+def resolve(
+    path: Annotated[str, typer.Argument(help="A file that is in conflict, as `voxloop catalog conflicts` shows it.")],
+    accept: Annotated[bool, typer.Option("--accept/--reject", help="Make this file current, or keep the first for good.")],
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Decide a conflict: which of two files of a labelled object is the current one."""
+    from catalog import resolve as decide
+
+    archive = open_archive(existing(home))
+    status = decide(archive, path, accept=accept)
+    console.note(f"{path}: {status}")
+    if json:
+        console.emit({"path": path, "status": status})
 
 
 @app.command()
