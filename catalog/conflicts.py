@@ -122,12 +122,8 @@ def resolve(archive: "Archive", path: str, *, accept: bool) -> str:
     if not rows.num_rows or rows["status"][-1].as_py() != "conflict":
         raise CatalogError("not in conflict", about=path, remedy="see voxloop catalog conflicts")
     status, error = ("ok", None) if accept else ("rejected", "rejected in favour of " + rows["error"][-1].as_py())
-    decided = {
-        **rows.slice(rows.num_rows - 1).to_pylist()[0],
-        "status": status,
-        "error": error,
-        "ingested_at": datetime.now(UTC),
-    }
+    (row,) = rows.slice(rows.num_rows - 1).to_pylist()
+    decided = {**row, "status": status, "error": error, "ingested_at": datetime.now(UTC)}
     archive.objects.append(pa.Table.from_pylist([decided], schema=OBJECTS), writer=f"resolve/{uuid.uuid4()}", batch=0)
     return status
 

@@ -79,7 +79,7 @@ def path_columns(file: Listed, start: str, kind: str) -> tuple[Any, ...]:
 
 
 class _Content(NamedTuple):
-    """What is in a file: ``file_type``, ``status`` and ``error``; the header where one can be read, or a NIfTI file's ``meta``."""
+    """What is in a file: ``file_type``, ``status``, ``error``; the header where one can be read, or a NIfTI file's ``meta``."""
 
     kind: str
     status: str

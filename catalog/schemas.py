@@ -62,8 +62,8 @@ TYPED_LATER: dict[str, tuple[str, pa.DataType]] = {
 }
 """More of them, whose columns stand after ``ingested_at``."""
 
-USABLE = ("ok", "archive")
-"""The values of ``status`` in which nothing is wrong with a file."""
+USABLE = ("ok", "archive", "rejected")
+"""The values of ``status`` that ask for nothing to be done."""
 
 OBJECT_KEY = ("path", "modificationTime", "length")
 
@@ -102,7 +102,8 @@ and ``pixel_shape`` (frames, rows, columns, samples, as NumPy has it) are there 
 
 ``status`` is ``ok``; ``incomplete`` (a UID is missing), ``broken`` or ``not_dicom``, with the reason in ``error``; ``archive``
 (what is in it has rows of its own where it was unpacked); or ``conflict``: another file of this SOPInstanceUID has other pixels
-and a label, and stays current until someone decides, after which it is ``ok`` or ``rejected``. ``ingested_at`` orders the rows of one path."""
+and a label, and stays current until someone decides, after which it is ``ok`` or ``rejected``. ``ingested_at`` orders the rows
+of one path."""
 
 LABELS = pa.schema(
     [

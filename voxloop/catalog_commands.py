@@ -78,16 +78,13 @@ def _show_bad(archive: "Archive", path: str) -> None:
     """How many files are unusable for which reason, and where to see each."""
     from catalog import located, quoted
 
-    bad = f"status NOT IN ('ok', 'archive') AND starts_with(original_path, {quoted(located(path))})"
-    latest = (
-        f"SELECT * FROM object_catalog WHERE {bad} QUALIFY row_number() OVER (PARTITION BY path ORDER BY ingested_at DESC) = 1"
-    )
-    why = f"SELECT status, error, count(*) AS files, min(relative_path) AS one FROM ({latest}) GROUP BY ALL ORDER BY files DESC LIMIT 9"
+    why = f"""
+        SELECT status, error, count(*) AS files, min(relative_path) AS one FROM files
+        WHERE status NOT IN ('ok', 'archive', 'rejected') AND starts_with(original_path, {quoted(located(path))})
+        GROUP BY ALL ORDER BY files DESC LIMIT 9"""
     for row in archive.sql(why).to_pylist():
         console.note(f"  {row['files']} × {row['status']}: {row['error']}   ({row['one']})")
-    console.note(
-        "  each of them: voxloop sql \"SELECT path, status, error FROM object_catalog WHERE status NOT IN ('ok', 'archive')\""
-    )
+    console.note("  each of them: voxloop sql \"SELECT path, status, error FROM files WHERE status NOT IN ('ok', 'archive')\"")
 
 
 def _watch(
@@ -98,9 +95,9 @@ def _watch(
 
     with spark_session(settings, warm=False) as spark:
         catalog = Catalog(spark, home=settings.home, index_url=settings.index_url or None)
-        options = {"pattern": pattern, "recurse": recurse, "extractZip": extract}
-        files = catalog.catalog(path, streaming=True, triggerProcessingTime=interval, **options)
+        files = catalog.catalog(path, pattern, recurse, streaming=True, triggerProcessingTime=interval, extractZip=extract)
         query = catalog.save(DicomMetaExtractor(catalog, deep=deep, useVariant=False).transform(files))
+        assert not isinstance(query, int)
         console.note(f"watching {path}, every {interval}; Ctrl-C ends it, and the next watch goes on from there")
         version = archive.objects.version()
         while not query.awaitTermination(1):
@@ -138,10 +135,7 @@ def optimize(home: HomeOption = None, json: JsonOption = False) -> None:
 def conflicts(home: HomeOption = None, json: JsonOption = False) -> None:
     """Files that are not current because a labelled object with the same SOPInstanceUID has other pixels."""
     archive = open_archive(existing(home))
-    latest = "SELECT * FROM object_catalog QUALIFY row_number() OVER (PARTITION BY path ORDER BY ingested_at DESC) = 1"
-    rows = archive.sql(
-        f"SELECT path, SOPInstanceUID, error FROM ({latest}) WHERE status = 'conflict' ORDER BY path"
-    ).to_pylist()
+    rows = archive.sql("SELECT path, SOPInstanceUID, error FROM files WHERE status = 'conflict' ORDER BY path").to_pylist()
     console.records(rows)
     if rows:
         console.note("to make one current: voxloop catalog resolve PATH --accept; to leave the first: --reject")
