@@ -149,7 +149,7 @@ def _append(archive: Archive, df: "DataFrame", writer: str, batch: int, grow: bo
     objects = archive.objects
     objects.create()
     own = {field.name: field for field in [*OBJECTS]}
-    given = to_arrow_schema(df.schema)
+    given = to_arrow_schema(df.schema, timezone="UTC")
     extra = [field.with_nullable(True) for field in given if field.name not in own] if grow else []
     objects.grow(extra)
     schema = pa.schema([field for field in [*OBJECTS, *extra] if field.name in given.names])

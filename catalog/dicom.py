@@ -35,7 +35,7 @@ class DicomMetaExtractor(Transformer):
         self.catalog, self.deep, self.use_variant = catalog, deep, useVariant
 
     def _transform(self, dataset: "DataFrame") -> "DataFrame":
-        given = to_arrow_schema(dataset.schema)
+        given = to_arrow_schema(dataset.schema, timezone="UTC")
         kept = [field for field in given if field.name not in _HEADER.names]
         schema = pa.schema([*kept, *_HEADER])
         found = dataset.mapInArrow(_extract(schema, self.deep), from_arrow_schema(schema))

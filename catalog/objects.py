@@ -109,7 +109,7 @@ def _read_other(path: str) -> _Content:
             return _Content(kind, "archive")
         if is_nifti(path):
             return _Content("nifti", "ok", meta=json.dumps(nifti_header(path)))
-        return _Content("other", "not_dicom", f"{describe(path)}, not DICOM")
+        return _Content("other", "not_dicom", describe(path))
     except (OSError, CatalogError) as problem:
         return _Content("other", "broken", utf8(str(problem))[:500])
 

@@ -106,8 +106,7 @@ class DeltaTable:
 
         delta = self._open(create=True)
         there = {field.name for field in delta.schema().fields}
-        lacking = [column for column in columns if column.name not in there]
-        if lacking:
+        if lacking := [column for column in columns if column.name not in there]:
             delta.alter.add_columns(list(Schema.from_arrow(pa.schema(lacking)).fields))
 
     def append(self, rows: pa.Table, *, writer: str, batch: int) -> int:
@@ -125,6 +124,7 @@ class DeltaTable:
         """
         from deltalake.exceptions import CommitFailedError
 
+        self.grow(list(self.schema))
         while True:
             delta = self._open(create=True)
             if _done(delta, writer, batch):

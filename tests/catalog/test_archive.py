@@ -10,7 +10,8 @@ import pytest
 
 from catalog import Archive, CatalogError
 from catalog.index import Index
-from catalog.objects import commit_absent, list_files, listed, rows
+from catalog.files import list_files, listed
+from catalog.objects import commit_absent, rows
 from catalog.schemas import OBJECTS
 from catalog.series import write_series
 from catalog.table import write_part
@@ -227,7 +228,7 @@ def test_broken_files_become_rows_with_the_reason(noise: Noise, tmp_path: Path) 
     assert states["short"] == ("broken", "the file ends 10 bytes before its pixels do")
     assert states["cut in the header"][0] in ("broken", "incomplete") and states["cut in the header"][1]
     assert states["empty"] == ("not_dicom", "the file is empty")
-    assert states["text"] == ("not_dicom", "not a DICOM file")
+    assert states["text"] == ("not_dicom", "a text file, not DICOM")
     assert states["nameless"] == ("incomplete", "SOPInstanceUID missing")
 
 

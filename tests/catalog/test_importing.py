@@ -13,7 +13,7 @@ import pytest
 from catalog import CatalogError, FileVolumes, LabelSet, seg
 from catalog.disk import TEMPORARY
 from catalog.importing import import_nifti
-from catalog.objects import list_files
+from catalog.files import list_files
 from catalog.testing import VolumeSourceTests
 
 Data = Callable[[str], Path]

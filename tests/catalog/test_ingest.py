@@ -11,7 +11,8 @@ import pytest
 
 from catalog import Archive, CatalogError
 from catalog.ingest import _parse, _written, ingest
-from catalog.objects import list_files, rows
+from catalog.files import list_files
+from catalog.objects import rows
 from catalog.series import write_series
 
 if TYPE_CHECKING:

@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import pickle
 from pathlib import Path
 
@@ -131,3 +132,70 @@ def test_scans_cannot_reach_other_files(tmp_path: Path) -> None:
     (tmp_path / "secret.csv").write_text("x\n1\n")
     with pytest.raises(CatalogError):
         table.scan(["name"], where=f"EXISTS (FROM '{tmp_path / 'secret.csv'}')")
+
+
+def filled(path: Path, *appended: str) -> DeltaTable:
+    table = DeltaTable(path / "t", SCHEMA)
+    for batch, name in enumerate(appended):
+        table.append(rows(name), writer="w", batch=batch)
+    return table
+
+
+def test_merging_changes_files_and_nothing_else(tmp_path: Path) -> None:
+    table = filled(tmp_path, "a", "b", "c")
+    assert table.optimize() == 4 and len(table.files()) == 1
+    assert names(table) == ["a", "b", "c"]
+    table.append(rows("d"), writer="w", batch=3)
+    assert table.added(["name"], since=2, version=table.version()).read_all()["name"].to_pylist() == ["c", "d"]
+
+
+def test_z_order_lays_like_near_like(tmp_path: Path) -> None:
+    table = filled(tmp_path, *"dbca")
+    table.optimize(["name"])
+    assert table.dataset().to_table()["name"].to_pylist() == list("abcd")
+
+
+def test_clearing_away_keeps_every_version(tmp_path: Path) -> None:
+    table = filled(tmp_path, "a", "b")
+    merged = table.optimize()
+    (first,) = table.files()
+    table.append(rows("c"), writer="w", batch=2)
+    table.optimize(["name"])
+    orphan = write_part(rows("never committed"), table.path)
+    young = write_part(rows("being written"), table.path)
+    for old in (first, str(table.path / orphan.name)):
+        os.utime(old, (0, 0))
+    before = {version: sorted(table.dataset(version).to_table()["name"].to_pylist()) for version in range(1, 6)}
+    assert table.vacuum() == sorted([first, str(table.path / orphan.name)])
+    assert not Path(first).exists() and (table.path / young.name).exists()
+    assert before == {version: sorted(table.dataset(version).to_table()["name"].to_pylist()) for version in range(1, 6)}
+    assert before[merged] == ["a", "b"]
+
+
+def test_a_table_of_fewer_columns_grows(tmp_path: Path) -> None:
+    filled(tmp_path, "a")
+    wider = DeltaTable(tmp_path / "t", pa.schema([("name", pa.string()), ("age", pa.int64())]))
+    assert wider.scan(["name", "age"]).read_all().to_pylist() == [{"name": "a", "age": None}]
+    wider.append(pa.table({"name": ["b"], "age": [7]}), writer="w", batch=9)
+    assert sorted(wider.scan(["age"]).read_all()["age"].to_pylist(), key=str) == [7, None]
+    assert names(DeltaTable(tmp_path / "t", SCHEMA)) == ["a", "b"]
+
+
+def test_columns_of_the_users_own_are_seen(tmp_path: Path) -> None:
+    table = filled(tmp_path, "a")
+    table.grow([pa.field("note", pa.string()), pa.field("name", pa.string())])
+    table.grow([pa.field("note", pa.string())])
+    assert table.dataset().to_table().to_pylist() == [{"name": "a", "note": None}]
+
+
+@pytest.mark.slow
+def test_merging_does_not_disturb_writers(tmp_path: Path) -> None:
+    table = filled(tmp_path, "a", "b")
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(str(table.path), writer)) for writer in range(2)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        table.optimize()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert len(names(table)) == len({*names(table)}) + 4 == 17

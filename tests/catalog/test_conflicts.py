@@ -1,0 +1,104 @@
+"""Several files of one SOPInstanceUID: a copy, a conflict, a decision."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+
+from catalog import Archive, CatalogError, LabelSet, Submission, resolve, submit
+from catalog.conflicts import Settler
+from catalog.files import listed
+from catalog.objects import commit_absent, rows
+from catalog.table import write_part
+
+Stored = Callable[..., tuple[Archive, str]]
+
+
+def ingest_one(archive: Archive, path: Path) -> int:
+    """What ingest does with one file, in this process; how many conflicts that made."""
+    settler = Settler(archive)
+    part = write_part(rows([listed(path)], path.parent), archive.objects.path)
+    commit_absent(archive.objects, [part], writer=os.urandom(8).hex(), read=archive.objects.version(), settle=settler.settle)
+    return settler.conflicts
+
+
+def other(path: str, target: Path, *, pixels: int = 0, **header: str) -> Path:
+    """A file of the same object, with ``pixels`` added to each and another ``header``."""
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = (dataset.pixel_array + pixels).astype(dataset.pixel_array.dtype).tobytes()
+    for name, value in header.items():
+        setattr(dataset, name, value)
+    target.parent.mkdir(exist_ok=True)
+    dataset.save_as(target, enforce_file_format=True)
+    return target
+
+
+def row(archive: Archive, path: Path) -> dict[str, object]:
+    columns = ("status", "error", "notes", "pixel_hash")
+    (found,) = archive.objects.scan(columns, where=f"path = '{path}'").read_all().to_pylist()
+    return dict(found)
+
+
+@pytest.fixture
+def labelled(stored: Stored, labels: LabelSet) -> tuple[Archive, str]:
+    """A series with a label."""
+    archive, uid = stored()
+    mask = np.zeros(archive.volume(uid).spatial_shape, np.uint8)
+    mask[1:3, 2:5, 2:5] = 1
+    volume = hd.Volume(mask, archive.geometry(uid).affine, "PATIENT")
+    submit(archive, "p", labels, Submission(uid, volume, {"Liver": "present", "Spleen": "absent"}, "Anna"))
+    return archive, uid
+
+
+def test_equal_pixels_are_a_copy_whatever_the_header_says(labelled: tuple[Archive, str], tmp_path: Path) -> None:
+    archive, uid = labelled
+    first = archive.series_files(uid)[0]
+    copy = other(first, tmp_path / "elsewhere" / "copy", SeriesDescription="renamed")
+    assert ingest_one(archive, copy) == 0
+    assert row(archive, copy)["status"] == "ok" and row(archive, copy)["pixel_hash"]
+    assert str(copy) in archive.series_files(uid) and first not in archive.series_files(uid)
+
+
+def test_other_pixels_under_a_label_are_a_conflict_and_the_first_stays(labelled: tuple[Archive, str], tmp_path: Path) -> None:
+    archive, uid = labelled
+    before = archive.series_files(uid)
+    changed = other(before[0], tmp_path / "elsewhere" / "changed", pixels=1)
+    assert ingest_one(archive, changed) == 1
+    assert row(archive, changed)["status"] == "conflict" and before[0] in str(row(archive, changed)["error"])
+    assert archive.series_files(uid) == before
+    assert archive.sql("SELECT count(*) n FROM instances WHERE Modality <> 'SEG'")["n"].to_pylist() == [len(before)]
+
+
+def test_other_pixels_without_a_label_count_and_leave_a_note(stored: Stored, tmp_path: Path) -> None:
+    archive, uid = stored()
+    first = archive.series_files(uid)[0]
+    changed = other(first, tmp_path / "elsewhere" / "changed", pixels=1)
+    assert ingest_one(archive, changed) == 0
+    assert row(archive, changed)["status"] == "ok" and first in str(row(archive, changed)["notes"])
+    assert str(changed) in archive.series_files(uid)
+
+
+def test_the_pixels_of_what_does_not_recur_are_not_read(
+    stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, uid = stored()
+    lonely = other(archive.series_files(uid)[0], tmp_path / "elsewhere" / "new", SOPInstanceUID="1.2.3")
+    monkeypatch.setattr("catalog.pixels.pixel_facts", lambda _: pytest.fail("pixels were read"))
+    assert ingest_one(archive, lonely) == 0 and row(archive, lonely)["pixel_hash"] is None
+
+
+@pytest.mark.parametrize("accept", [True, False])
+def test_a_conflict_is_decided_once(labelled: tuple[Archive, str], tmp_path: Path, accept: bool) -> None:
+    archive, uid = labelled
+    before = archive.series_files(uid)
+    changed = other(before[0], tmp_path / "elsewhere" / "changed", pixels=1)
+    ingest_one(archive, changed)
+    assert resolve(archive, str(changed), accept=accept) == ("ok" if accept else "rejected")
+    assert (str(changed) in archive.series_files(uid)) is accept and (before[0] in archive.series_files(uid)) is not accept
+    assert archive.sql("SELECT count(*) n FROM instances WHERE Modality <> 'SEG'")["n"].to_pylist() == [len(before)]
+    with pytest.raises(CatalogError, match="not in conflict.*catalog conflicts"):
+        resolve(archive, str(changed), accept=accept)
