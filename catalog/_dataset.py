@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from catalog._pixels import Pixels
 
 __all__ = [
-    "DEPTH", "ENDLESS", "INLINE", "ITEM", "LARGEST", "PIXELS", "SEQUENCE_END", "UNDEFINED", "Broken", "Ends", "Fetch", "Level", "Reader",
-    "Unusual", "explicit_head", "first", "implicit_head", "lettered", "whole",
+    "DEPTH", "ENDLESS", "INLINE", "ITEM", "LARGEST", "PIXELS", "SEQUENCE_END", "UNDEFINED", "Broken", "Ends", "Fetch", "Level",
+    "Reader", "Unusual", "explicit_head", "first", "implicit_head", "lettered", "whole",
 ]  # fmt: skip
 
 INLINE: Final = 1_024

@@ -257,7 +257,9 @@ def _storage(url: str | os.PathLike[str]) -> tuple[Any, str]:
     except ImportError as problem:
         needed = str(getattr(problem.__cause__, "name", None) or problem.name or "").partition(".")[0]
         remedy = f"pip install {_PACKAGES.get(needed, needed)}" if needed else _line(problem)
-        raise CatalogError(f"{text.partition(':')[0]}:// needs a package that is not installed", about=text, remedy=remedy) from None
+        raise CatalogError(
+            f"{text.partition(':')[0]}:// needs a package that is not installed", about=text, remedy=remedy
+        ) from None
     except ValueError as problem:  # fsspec's word for a scheme that nobody has registered
         raise CatalogError(_line(problem), about=text, remedy="give a local path or a URL that fsspec knows") from None
     except Exception as problem:  # what its library raises
