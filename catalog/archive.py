@@ -74,7 +74,7 @@ class Archive:
             return adopt(self, [Path(os.path.abspath(path)) for path in paths], journal=Journal(self.home, writer))
 
     def series_files(self, series_uid: str) -> list[str]:
-        """The paths or URLs of a series' current files, one an instance, by InstanceNumber; CatalogError where none is."""
+        """The paths or URLs of a series' current files, one an instance, by InstanceNumber; CatalogError if unknown."""
         return [found.path for found in self._indexed(series_uid)]
 
     def volume(self, ref: str) -> "hd.Volume":

@@ -101,7 +101,7 @@ class _Ingest:
         self._count(batch, present, done, sum(part.rows for part in committed), settler.conflicts, version)
         archives = {path for share in done for path in share.archives}
         archives |= {key[0] for key, status in present.items() if status == "archive"}
-        return [file for file in batch if file.key[0] in archives]
+        return [file for file in batch if file.key[0] in archives and not file.original]
 
     def unpack(self, archives: Sequence[Listed]) -> Iterator[Listed]:
         """The files that ``archives`` hold, unpacked where that was not done before; one that cannot be is marked broken."""
