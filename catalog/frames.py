@@ -15,7 +15,7 @@ from catalog.errors import CatalogError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["ImageFile"]
+__all__ = ["ImageFile", "NoPicture"]
 
 LARGEST_FRAME = 1 << 28
 """Pixels: a header that promises more in one frame is taken for a broken one."""
@@ -26,6 +26,10 @@ _JPEG_12, _JPEG_RETIRED = "1.2.840.10008.1.2.4.51", ("1.2.840.10008.1.2.4.53", "
 _LOSSY = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 53, 55, 81, 91, 203))
 _NAMELESS = {f"1.2.840.10008.1.2.4.{number}": "JPEG XL" for number in (110, 111, 112)}
 _AGAIN = "copy or export it again"
+
+
+class NoPicture(CatalogError):
+    """The file is no DICOM, or its kind of object has no pixels."""
 
 
 class ImageFile:
@@ -43,7 +47,7 @@ class ImageFile:
             rows, columns = int(self.header.get("Rows") or 0), int(self.header.get("Columns") or 0)
         if not rows or not columns:
             kind = self.header.get("Modality") or self.header.get("SOPClassUID") or "no modality"
-            raise CatalogError(f"there is no picture in it ({kind})", about=str(path))
+            raise NoPicture(f"there is no picture in it ({kind})", about=str(path))
         if self.frames < 1 or rows * columns > LARGEST_FRAME:
             raise CatalogError(f"no image has {self.frames} frames of {rows} × {columns}", about=str(path), remedy=_AGAIN)
 
@@ -147,7 +151,7 @@ class ImageFile:
         except InvalidDicomError:
             found = dcmread(self.path, force=True, **options)
             if "SOPClassUID" not in found and "Rows" not in found:
-                raise CatalogError("not a DICOM file", about=str(self.path)) from None
+                raise NoPicture("not a DICOM file", about=str(self.path)) from None
         if found.file_meta.get("TransferSyntaxUID"):
             return found, True
         implicit, little = found.original_encoding

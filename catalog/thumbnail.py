@@ -74,7 +74,8 @@ def _grey(stored: np.ndarray, header: "Dataset", *, lossy: bool) -> np.ndarray:
     bright = _display(header, values[shown], whole=stored.dtype.kind != "f")(np.where(shown, values, 0.0))
     if header.get("PhotometricInterpretation") == "MONOCHROME1" or header.get("PresentationLUTShape") == "INVERSE":
         bright = 1.0 - bright
-    return np.rint(np.where(shown, bright, 0.0) * 255).astype(np.uint8)
+    grey: np.ndarray = np.rint(np.where(shown, bright, 0.0) * 255).astype(np.uint8)
+    return grey
 
 
 def _padding(stored: np.ndarray, header: "Dataset", *, lossy: bool) -> np.ndarray:
@@ -99,19 +100,23 @@ def _display(header: "Dataset", shown: np.ndarray, *, whole: bool) -> Callable[[
     """
     for item in header.get("VOILUTSequence") or ():
         return _lut(item, low=float(shown.min()) if shown.size else 0.0)
-    center, width = (_first(header.get(keyword)) for keyword in ("WindowCenter", "WindowWidth"))
+    center, width = _first(header.get("WindowCenter")), _first(header.get("WindowWidth"))
     kind = str(header.get("VOILUTFunction") or "LINEAR").upper()
     kind = "LINEAR_EXACT" if kind == "LINEAR" and not whole else kind
     if center is not None and width is not None and width >= (1 if kind == "LINEAR" else 1e-9):
-        if kind == "SIGMOID":
-            return lambda values: 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -500, 500)))
-        if kind == "LINEAR":
-            center, width = center - 0.5, max(width - 1, 1e-9)
-        return _between(center - width / 2, center + width / 2)
+        return _window(center, width, kind)
     if not shown.size:
         return _between(0.0, 1.0)
     low, high = (float(value) for value in np.percentile(shown, (1, 99)))
     return _between(low, high) if high > low else _between(float(shown.min()), float(shown.max()))
+
+
+def _window(center: float, width: float, kind: str) -> Callable[[np.ndarray], np.ndarray]:
+    if kind == "SIGMOID":
+        return lambda values: 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -500, 500)))
+    if kind == "LINEAR":
+        center, width = center - 0.5, max(width - 1, 1e-9)
+    return _between(center - width / 2, center + width / 2)
 
 
 def _between(low: float, high: float) -> Callable[[np.ndarray], np.ndarray]:
