@@ -124,7 +124,11 @@ def _images(files: Iterable[Path], about: str) -> tuple[list[ImageFile], list[st
 
 
 def _volume(images: Sequence[ImageFile], about: str, resample: bool, progress: Progress | None) -> _Content:
-    planes = Planes(images, about=about)
+    try:
+        planes = Planes(images, about=about)
+    except (ValueError, TypeError, AttributeError) as problem:  # pydicom's, of an attribute that is not what it should be
+        said = " ".join(str(problem).split())[:200]
+        raise CatalogError(f"its headers do not say where its slices lie: {said}", about=about) from problem
     faults = planes.faults()
     if faults and not resample:
         remedy = "add --resample to interpolate a regular grid"

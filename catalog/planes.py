@@ -142,7 +142,7 @@ class Planes:
             return ""
         degrees, stated = np.degrees(np.arctan(np.linalg.norm(self._slope))), self.header.get("GantryDetectorTilt")
         said = f"; GantryDetectorTilt says {stated}°" if stated else ""
-        return f"the gantry was tilted: each slice lies beside the last, {drift:.2f} mm over all, {degrees:.3f}°{said}"
+        return f"the gantry was tilted: the slices lie {degrees:.3f}° off their normal, {drift:.2f} mm over all{said}"
 
     def _sideways(self) -> str:
         beside = np.linalg.norm(self.offsets - self.distances[:, None] * self._slope, axis=1)
@@ -156,7 +156,7 @@ class Planes:
         if (off <= UNEVEN * self.steps.mean()).all():
             return ""
         worst = int(np.abs(self.steps - np.median(self.steps)).argmax())
-        between = f"between {self._named(worst)} and {self._named(worst + 1)}"
+        between = f"between {self._named(worst)} and {self._named(worst + 1)} (ImagePositionPatient)"
         if self.missing:
             gaps = f"{self.missing} slice{'s are' if self.missing > 1 else ' is'} missing"
             return f"{gaps}: steps of {self.steps.min():.4g} mm, but {self.steps[worst]:.4g} mm {between}"
@@ -213,8 +213,8 @@ def _planes_of(image: ImageFile) -> Iterable[Plane]:
     for frame in range(image.frames):
         header = image.described(frame) if image.frames > 1 or _enhanced(image) else image.header
         for keyword, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
-            value = header.get(keyword)
-            if value is None or len(value) != count or not np.isfinite(np.array(value, dtype=np.float64)).all():
+            value = np.atleast_1d(np.array(header.get(keyword), dtype=np.float64))  # NaN where there is none
+            if value.shape != (count,) or not np.isfinite(value).all():
                 problem = (
                     f"no {keyword}: it is not known where its slices lie ({image.header.get('Modality') or 'no modality'})"
                 )

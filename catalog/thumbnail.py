@@ -198,7 +198,7 @@ def _proportion(header: "Dataset") -> float:
     """The height of a pixel over its width (PS3.3 §C.7.6.3.1.7), 1 where neither spacing nor aspect ratio is usable."""
     for keyword in ("PixelSpacing", "PixelAspectRatio", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         value = header.get(keyword)
-        if value is not None and len(value) == 2 and min(map(float, value)) > 0:
+        if isinstance(value, Sequence) and len(value) == 2 and min(map(float, value)) > 0:
             ratio = float(value[0]) / float(value[1])
             return ratio if 0.01 < ratio < 100 else 1.0
     return 1.0
