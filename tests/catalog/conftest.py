@@ -93,3 +93,37 @@ def stored(home: Path, tmp_path: Path) -> Callable[..., tuple[Archive, str]]:
         return archive, uid
 
     return put
+
+
+@pytest.fixture
+def dicom_file(tmp_path: Path) -> Callable[..., Path]:
+    """Write pixels (rows, columns), (frames, rows, columns) or (rows, columns, 3) as a DICOM file, attributes as given."""
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    def write(pixels: np.ndarray, name: str = "image.dcm", **attributes: Any) -> Path:
+        colour = pixels.ndim == 3 and pixels.shape[-1] == 3 and "NumberOfFrames" not in attributes
+        made = pydicom.Dataset()
+        made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", generate_uid()
+        made.SeriesInstanceUID, made.StudyInstanceUID = "1.2.3", "1.2"
+        made.Modality, made.PhotometricInterpretation = "OT", "RGB" if colour else "MONOCHROME2"
+        made.SamplesPerPixel = 3 if colour else 1
+        if colour:
+            made.PlanarConfiguration = 0
+        made.Rows, made.Columns = pixels.shape[:2] if colour else pixels.shape[-2:]
+        made.BitsAllocated = made.BitsStored = 8 * pixels.itemsize
+        made.HighBit, made.PixelRepresentation = made.BitsAllocated - 1, int(pixels.dtype.kind == "i")
+        keyword = {"f4": "FloatPixelData", "f8": "DoubleFloatPixelData"}.get(pixels.dtype.str[1:], "PixelData")
+        setattr(made, keyword, pixels.tobytes())
+        for attribute, value in attributes.items():
+            setattr(made, attribute, value)
+        if keyword == "PixelData":
+            made["PixelData"].VR = "OW" if made.BitsAllocated > 8 else "OB"
+        made.file_meta = FileMetaDataset()
+        made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.save_as(path, enforce_file_format=True)
+        return path
+
+    return write
