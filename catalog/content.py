@@ -96,7 +96,8 @@ def inflater(begins: bytes) -> Callable[[BinaryIO], Any]:
 def kind_of(path: str | os.PathLike[str]) -> str:
     """``dicom``, ``nifti``, the kind of an archive, or ``other``; ``other`` too where it cannot be read."""
     try:
-        begins = head(path, 132)
+        with open_binary(path) as file:
+            begins = file.read(132)
         if begins[128:] == b"DICM":
             return "dicom"
         if kind := archive_kind(path) or ("nifti" if is_nifti(path) else ""):

@@ -7,6 +7,7 @@ import typer
 
 from voxloop import console
 from voxloop.command import HomeOption, JsonOption, app, existing, guarded, open_archive, spark_session
+from voxloop.errors import FrontDoorError
 from voxloop.settings import read
 
 if TYPE_CHECKING:

@@ -1,6 +1,12 @@
 """Volumes, archives and real data for the catalog's tests."""
 
-from collections.abc import Callable
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +14,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+import sqlalchemy as sa
 
 from catalog import Archive, LabelSet, Structure
 from catalog.series import write_series
@@ -127,3 +134,44 @@ def dicom_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], sa.URL]]:
+    """Makes empty databases on a real Postgres of its own, on a Unix socket in a temporary folder."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = shutil.which("initdb") or (str(found[-1]) if found else "")
+    if not initdb:
+        pytest.skip("no Postgres server on this machine: apt install postgresql")
+    # Postgres refuses to run as root.
+    owner = pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
+    user: dict[str, Any] = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if os.getuid() == 0 else {}
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))  # short: a socket's path has 107 bytes at most
+    os.chown(folder, owner.pw_uid, owner.pw_gid)
+    data = str(folder / "data")
+
+    def run(program: str, *arguments: str) -> None:
+        command = [str(Path(initdb).with_name(program)), "-D", data, *arguments]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, **user)
+
+    try:
+        run("initdb", "-U", "voxloop", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        run("pg_ctl", "start", "-w", "-l", str(folder / "log"), "-o", f"-k {folder} -c listen_addresses='' -c fsync=off")
+        try:
+            yield _databases(sa.URL.create("postgresql+psycopg", "voxloop", database="postgres", query={"host": str(folder)}))
+        finally:
+            run("pg_ctl", "stop", "-m", "immediate")
+    finally:
+        shutil.rmtree(folder)
+
+
+def _databases(server: sa.URL) -> Callable[[], sa.URL]:
+    engine, numbers = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool), count()
+
+    def make() -> sa.URL:
+        name = f"empty{next(numbers)}"
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        return server.set(database=name)
+
+    return make

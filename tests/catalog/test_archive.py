@@ -9,8 +9,8 @@ import pydicom
 import pytest
 
 from catalog import Archive, CatalogError
-from catalog.index import Index
 from catalog.files import list_files, listed
+from catalog.index import Index
 from catalog.objects import commit_absent, rows
 from catalog.schemas import OBJECTS
 from catalog.series import write_series

@@ -100,5 +100,5 @@ def test_a_conflict_is_decided_once(labelled: tuple[Archive, str], tmp_path: Pat
     assert resolve(archive, str(changed), accept=accept) == ("ok" if accept else "rejected")
     assert (str(changed) in archive.series_files(uid)) is accept and (before[0] in archive.series_files(uid)) is not accept
     assert archive.sql("SELECT count(*) n FROM instances WHERE Modality <> 'SEG'")["n"].to_pylist() == [len(before)]
-    with pytest.raises(CatalogError, match="not in conflict.*catalog conflicts"):
+    with pytest.raises(CatalogError, match=r"not in conflict.*catalog conflicts"):
         resolve(archive, str(changed), accept=accept)

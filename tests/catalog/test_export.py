@@ -304,7 +304,7 @@ def test_nothing_is_replaced_unless_asked(tmp_path: Path) -> None:
     folder = series(tmp_path / "in", POSITIONS)
     exported(folder)
     before = (tmp_path / "in.nii.gz").read_bytes()
-    with pytest.raises(CatalogError, match="there already.*--force"):
+    with pytest.raises(CatalogError, match=r"there already.*--force"):
         exported(folder)
     exported(folder, force=True)
     assert (tmp_path / "in.nii.gz").read_bytes() == before

@@ -12,8 +12,8 @@ import pytest
 
 from catalog import CatalogError, FileVolumes, LabelSet, seg
 from catalog.disk import TEMPORARY
-from catalog.importing import import_nifti
 from catalog.files import list_files
+from catalog.importing import import_nifti
 from catalog.testing import VolumeSourceTests
 
 Data = Callable[[str], Path]

@@ -10,8 +10,8 @@ import highdicom as hd
 import pytest
 
 from catalog import Archive, CatalogError
-from catalog.ingest import _parse, _written, ingest
 from catalog.files import list_files
+from catalog.ingest import _parse, _written, ingest
 from catalog.objects import rows
 from catalog.series import write_series
 

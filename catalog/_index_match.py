@@ -1,0 +1,134 @@
+"""Attribute matching of PS3.4 §C.2.2.2 as SQL conditions over the index. Every value is bound, none is part of the SQL."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+
+from catalog._index_follow import LONGEST, folded
+from catalog._index_schema import PERSONS, SERIES, STUDIES
+from catalog.errors import CatalogError
+
+__all__ = ["condition"]
+
+_Column = sa.ColumnElement[Any]
+_Condition = sa.ColumnElement[bool]
+
+_DATE = re.compile(r"(\d{8})?(-)?(\d{8})?")
+_CLOCK = r"(\d\d(?:\d\d(?:\d\d(?:\.\d{1,6})?)?)?)?"
+_TIME = re.compile(f"{_CLOCK}(-)?{_CLOCK}")
+_NAMES = sa.table("index_names", sa.column("rowid"))
+
+
+def condition(name: str, column: _Column, value: str, *, sqlite: bool) -> _Condition | None:
+    """Whether ``column``, which holds the attribute ``name``, matches ``value``; None where all do, empty or not.
+
+    CatalogError where the attribute cannot be matched by such a value.
+    """
+    value = value.replace("\0", "").encode("utf-8", "replace").decode("utf-8").strip(" ")
+    if not value.strip("*"):
+        return None
+    if name == "ModalitiesInStudy":
+        series = SERIES.alias()
+        return STUDIES.c.StudyInstanceUID.in_(sa.select(series.c.StudyInstanceUID).where(_text(name, series.c.Modality, value)))
+    if name in PERSONS:
+        return _person(name, value, sqlite)
+    return _BY_VR.get(_vr(name), _text)(name, column, value)
+
+
+def _vr(name: str) -> str:
+    from pydicom.datadict import dictionary_VR
+
+    return str(dictionary_VR(name))
+
+
+def _text(_: str, column: _Column, value: str) -> _Condition:
+    """The same, or with ``*`` and ``?`` (§C.2.2.2.4): from an index where the value begins with neither."""
+    prefix = re.split(r"[*?]", value, maxsplit=1)[0]
+    if prefix == value:
+        return column == value[:LONGEST]
+    conditions = []
+    if prefix:
+        conditions.append(column >= prefix)
+        end = _after(prefix)
+        conditions += [column < end] if end else []
+    if value != f"{prefix}*":
+        pattern = re.sub(r"([/%_])", r"/\1", value).replace("*", "%").replace("?", "_")
+        conditions.append(column.like(pattern, escape="/"))
+    return sa.and_(*conditions)
+
+
+def _person(name: str, value: str, sqlite: bool) -> _Condition:
+    """Without regard to case; of ``alphabetic=ideographic=phonetic`` any group may be the name that the index holds."""
+    patterns = [folded(group, pattern=True) for group in value.split("=") if group]
+    return sa.or_(*(_folded(name, pattern, sqlite) for pattern in patterns)) if patterns else sa.false()
+
+
+def _folded(name: str, pattern: str, sqlite: bool) -> _Condition:
+    found = _text(name, STUDIES.c[f"{name}_folded"], pattern)
+    words = [word for word in re.split(r"[*?]+", pattern) if len(word) > 2]
+    if not sqlite or name != "PatientName" or pattern[0] not in "*?" or not words:
+        return found
+    # Postgres finds its trigram index by itself; SQLite's is a table, asked for the words without regard to their order.
+    match = " AND ".join('"' + word.replace('"', '""') + '"' for word in words)
+    candidates = sa.select(_NAMES.c.rowid).where(sa.literal_column("index_names").op("MATCH", is_comparison=True)(match))
+    return sa.and_(STUDIES.c.id.in_(candidates), found)
+
+
+def _uid(name: str, column: _Column, value: str) -> _Condition:
+    """One of a list, by comma (PS3.18 §8.3.4.1) or backslash (§C.2.2.2.2)."""
+    uids = [uid.strip(" ")[:LONGEST] for uid in re.split(r"[,\\]", value)]
+    if "*" in value or "?" in value:
+        raise CatalogError("a UID is matched without wildcards", about=f"{name}={value}", remedy="give UIDs, by comma")
+    return column.in_([uid for uid in uids if uid])
+
+
+def _date(name: str, column: _Column, value: str) -> _Condition:
+    return _range(_DATE, "YYYYMMDD", name, column, value)
+
+
+def _time(name: str, column: _Column, value: str) -> _Condition:
+    """To the precision given: 1015 is the whole minute, also as the end of a range."""
+    return _range(_TIME, "HHMMSS.FFFFFF, or its beginning", name, column, value)
+
+
+def _range(form: "re.Pattern[str]", said: str, name: str, column: _Column, value: str) -> _Condition:
+    """From, to, or both, each included (§C.2.2.2.5)."""
+    found = form.fullmatch(value)
+    first, dash, last = found.groups() if found else (None, None, None)
+    if not (first or last) or (last and not dash):
+        remedy = f"give one as {said}, or a range: FROM-TO, FROM-, -TO"
+        raise CatalogError(f"not a {'date' if form is _DATE else 'time'} to match by", about=f"{name}={value}", remedy=remedy)
+    last = last if dash else first
+    if first and form is _TIME:  # what is stored may end earlier: 10 is 1000
+        first = first[:2] + re.sub(r"(00)+$", "", re.sub(r"\.?0*$", "", first[2:]) if "." in first else first[2:])
+    conditions = [column >= first] if first else []
+    end = _after(last) if last else ""
+    return sa.and_(*conditions, *([column < end] if end else []))
+
+
+def _number(name: str, column: _Column, value: str) -> _Condition:
+    try:
+        number = int(value)
+    except ValueError:
+        raise CatalogError("not a whole number", about=f"{name}={value}", remedy="give one number") from None
+    return column == number if abs(number) < 2**63 else sa.false()
+
+
+def _after(prefix: str) -> str:
+    """The first text, by code points, after all that begin with ``prefix``; empty where there is none."""
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        return ""
+    code = ord(stem[-1]) + 1
+    return stem[:-1] + chr(0xE000 if code == 0xD800 else code)
+
+
+_BY_VR: dict[str, Callable[[str, _Column, str], _Condition]] = {
+    "UI": _uid,
+    "DA": _date,
+    "TM": _time,
+    "IS": _number,
+    "US": _number,
+}
