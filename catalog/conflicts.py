@@ -151,7 +151,8 @@ def _hash(path: str) -> str | None:
         if places is None:
             return ""
         try:
-            return str(pixel_facts(path).hash)
+            facts = pixel_facts(path)
+            return facts.hash if facts else ""
         except CatalogError:
             return _ENCODED + _digest(path, places.offset, places.length)
     except (OSError, CatalogError):

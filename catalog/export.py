@@ -26,9 +26,9 @@ _INTEGERS = (np.int16, np.uint16, np.int32, np.uint32, np.int64)
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written to ``out``: ``shape`` and ``affine`` with NIfTI's axes (column, row, slice) → RAS mm, the voxels' ``dtype``
-    and ``unit`` as the header names it, ``off_grid`` how far at most a slice's own position lies from where the affine has it
-    (mm), the names of the ``segments`` by their value in a label map, and ``warnings``."""
+    """What was written to ``out``: ``shape`` and ``affine`` with NIfTI's axes (column, row, slice) → RAS mm, the voxels'
+    ``dtype`` and ``unit`` as the header names it, ``off_grid`` how far at most a slice's own position lies from where the affine
+    has it (mm), the names of the ``segments`` by their value in a label map, and ``warnings``."""
 
     out: Path
     shape: tuple[int, ...]
@@ -66,7 +66,7 @@ def files_under(path: Path) -> list[Path]:
 
 
 def export_nifti(
-    files: Iterable[Path],
+    files: "Iterable[str | Path]",
     out: Path,
     *,
     about: str,
@@ -110,7 +110,7 @@ def export_nifti(
     )
 
 
-def _images(files: Iterable[Path], about: str) -> tuple[list[ImageFile], list[str]]:
+def _images(files: "Iterable[str | Path]", about: str) -> tuple[list[ImageFile], list[str]]:
     images, passed = [], []
     for file in files:
         try:
@@ -182,10 +182,10 @@ def _stored(planes: Planes, progress: Progress | None) -> np.ndarray:
 
 def _decoded(planes: Planes) -> Iterator[np.ndarray]:
     """The stored pixels of each slice; the header of a multi-frame file is read once, of many files one is open at a time."""
-    order: dict[Path, list[int]] = {}
+    order: dict[str, list[int]] = {}
     for plane in planes:
         order.setdefault(plane.image.path, []).append(plane.frame)
-    streams: dict[Path, Iterator[np.ndarray]] = {}
+    streams: dict[str, Iterator[np.ndarray]] = {}
     for plane in planes:
         path, image = plane.image.path, plane.image
         if image.frames == 1:
@@ -217,7 +217,7 @@ def _label_map(images: Sequence[ImageFile], about: str) -> _Content:
     import highdicom as hd
 
     if len(images) > 1:
-        named = ", ".join(image.path.name for image in images[:3])
+        named = ", ".join(image.name for image in images[:3])
         remedy = "export one by its file"
         raise CatalogError(f"{len(images)} objects with a segmentation among them: {named}", about=about, remedy=remedy)
     try:

@@ -1,16 +1,18 @@
 """Frames of DICOM image files, decoded one at a time, in every transfer syntax for which a codec is installed."""
 
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
 from catalog.errors import CatalogError
+from catalog.files import is_url, open_binary
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -40,7 +42,7 @@ class ImageFile:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = os.fspath(path)
         with self._told("the header cannot be read"):
             self.header, self._stated = self._read(stop_before_pixels=True)
             self.frames = int(self.header.get("NumberOfFrames") or 1)
@@ -71,7 +73,7 @@ class ImageFile:
                     decoded = iter_pixels(self._native(index), raw=raw)
                 elif decoded is None:
                     read_whole = not self._stated or self._syntax == _DEFLATED
-                    decoded = iter_pixels(self._whole if read_whole else self.path, indices=list(indices), raw=raw)
+                    decoded = iter_pixels(self._whole if read_whole else self._opened(), indices=list(indices), raw=raw)
                 found: np.ndarray = next(decoded)
             yield found
 
@@ -140,6 +142,14 @@ class ImageFile:
         found.file_meta.TransferSyntaxUID = UID(syntax)
         return found
 
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return os.path.basename(self.path)
+
+    def _opened(self) -> "str | BinaryIO":
+        return open_binary(self.path) if is_url(self.path) else self.path
+
     def _read(self, **options: Any) -> "tuple[Dataset, bool]":
         """The data set, and whether the file states its transfer syntax; the one it was read by is set where it does not."""
         from pydicom import dcmread
@@ -147,11 +157,11 @@ class ImageFile:
         from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
         try:
-            found = dcmread(self.path, **options)
+            found = dcmread(self._opened(), **options)
         except InvalidDicomError:
-            found = dcmread(self.path, force=True, **options)
+            found = dcmread(self._opened(), force=True, **options)
             if "SOPClassUID" not in found and "Rows" not in found:
-                raise NoPicture("not a DICOM file", about=str(self.path)) from None
+                raise NoPicture("not a DICOM file", about=self.path) from None
         if found.file_meta.get("TransferSyntaxUID"):
             return found, True
         implicit, little = found.original_encoding
@@ -164,7 +174,7 @@ class ImageFile:
         """What a reader or a codec raises, of whatever kind, as a CatalogError with its reason."""
         from pydicom import config
 
-        about = str(self.path)
+        about = self.path
         try:
             with catch_warnings(), config.disable_value_validation():
                 simplefilter("ignore")  # of the file's own peculiarities

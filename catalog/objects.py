@@ -124,7 +124,7 @@ def _facts(path: str, notes: list[str]) -> tuple[Any, ...]:
     except CatalogError as problem:
         notes.append(f"the pixels cannot be read: {problem.problem}")
         return _NO_FACTS
-    return facts.hash, facts.min, facts.max, facts.mean, facts.shape
+    return (facts.hash, facts.min, facts.max, facts.mean, facts.shape) if facts else _NO_FACTS
 
 
 def _grows(file: Listed, now: float, *, ends: bool) -> bool:

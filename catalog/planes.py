@@ -166,15 +166,15 @@ class Planes:
 
     def _named(self, index: int) -> str:
         plane = self.planes[index]
-        return f"{plane.image.path.name}{f' frame {plane.frame + 1}' if plane.image.frames > 1 else ''}"
+        return f"{plane.image.name}{f' frame {plane.frame + 1}' if plane.image.frames > 1 else ''}"
 
     def _refuse_differences(self, planes: Sequence[Plane]) -> None:
         for keyword in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "FrameOfReferenceUID"):
             first = planes[0]
             other = next((plane for plane in planes if not _alike(first.header.get(keyword), plane.header.get(keyword))), None)
             if other is not None:
-                values = f"{_shown(first.header.get(keyword))} in {first.image.path.name}, {_shown(other.header.get(keyword))}"
-                problem = f"the slices differ in {keyword}: {values} in {other.image.path.name}"
+                values = f"{_shown(first.header.get(keyword))} in {first.image.name}, {_shown(other.header.get(keyword))}"
+                problem = f"the slices differ in {keyword}: {values} in {other.image.name}"
                 raise CatalogError(problem, about=self.about, remedy="export each part from a folder of its own")
 
     def _refuse_doubles(self) -> None:
@@ -189,9 +189,7 @@ class Planes:
             values = f"{_shown(first.header.get(told[0]))}, {_shown(second.header.get(told[0]))}, …"
             problem += f", which differ in {told[0]} ({values})"
         else:
-            problem += (
-                f", as {first.image.path.name} and {second.image.path.name}, which differ in nothing that tells volumes apart"
-            )
+            problem += f", as {first.image.name} and {second.image.name}, which differ in nothing that tells volumes apart"
         raise CatalogError(problem, about=self.about, remedy="export each volume from a folder of its own")
 
 
@@ -203,7 +201,7 @@ def _refuse_other_kinds(images: Sequence[ImageFile], about: str) -> None:
         raise CatalogError(f"{len(series)} series: {listed}", about=about, remedy=remedy)
     for image in images:
         if "LOCALIZER" in (image.header.get("ImageType") or ()):
-            problem = f"a localizer, no part of a volume: {image.path.name} (ImageType)"
+            problem = f"a localizer, no part of a volume: {image.name} (ImageType)"
             raise CatalogError(problem, about=about, remedy="export the other slices from a folder of their own")
         if image.header.get("SamplesPerPixel", 1) != 1 or image.header.get("PhotometricInterpretation") == "PALETTE COLOR":
             raise CatalogError("colour images are not volumes", about=about)
@@ -218,9 +216,9 @@ def _planes_of(image: ImageFile) -> Iterable[Plane]:
                 problem = (
                     f"no {keyword}: it is not known where its slices lie ({image.header.get('Modality') or 'no modality'})"
                 )
-                raise CatalogError(problem, about=str(image.path))
+                raise CatalogError(problem, about=image.path)
         if image.frames > 1 and not _enhanced(image):
-            raise CatalogError("its frames have no positions of their own (no functional groups)", about=str(image.path))
+            raise CatalogError("its frames have no positions of their own (no functional groups)", about=image.path)
         yield Plane(image, frame, header, np.array(header.ImagePositionPatient, dtype=np.float64))
 
 

@@ -20,7 +20,7 @@ from pyspark.sql.types import BinaryType, IntegerType, StringType, StructField, 
 from catalog.archive import Archive
 from catalog.disk import atomic_file
 from catalog.errors import CatalogError
-from catalog.objects import Key, listed
+from catalog.files import Key, listed
 from catalog.progress import Progress
 from catalog.thumbnail import LARGEST, thumbnail
 

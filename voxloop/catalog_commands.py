@@ -226,10 +226,10 @@ def export(
         raise FrontDoorError("name a format", about=source, remedy="add --nifti")
     path = Path(source)
     if path.exists():
-        files = files_under(path)
+        files: list[str | Path] = [*files_under(path)]
         name = path.resolve().name.removesuffix(".dcm")
     elif all(part.isdigit() for part in source.split(".")):
-        files, name = open_archive(existing(home)).series_files(source), source
+        files, name = [*open_archive(existing(home)).series_files(source)], source
     else:
         remedy = "name a SeriesInstanceUID, as voxloop sql lists them, or a folder or file that is there"
         raise FrontDoorError("neither a UID nor a path that is there", about=source, remedy=remedy)
