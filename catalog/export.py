@@ -27,8 +27,8 @@ _INTEGERS = (np.int16, np.uint16, np.int32, np.uint32, np.int64)
 @dataclass(frozen=True)
 class ExportReport:
     """What was written to ``out``: ``shape`` and ``affine`` with NIfTI's axes (column, row, slice) → RAS mm, the voxels'
-    ``dtype`` and ``unit`` as the header names it, ``off_grid`` how far at most a slice's own position lies from where the affine
-    has it (mm), the names of the ``segments`` by their value in a label map, and ``warnings``."""
+    ``dtype`` and ``unit`` as the header names it, ``off_grid`` how far at most a slice's own position lies from where the
+    affine has it (mm), the names of the ``segments`` by their value in a label map, and ``warnings``."""
 
     out: Path
     shape: tuple[int, ...]

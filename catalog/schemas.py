@@ -98,7 +98,7 @@ OBJECTS = pa.schema(
 the elements that were left out and why. ``pixel_offset`` and ``pixel_length`` say where the pixels lie, in bytes of the file at
 ``path``; ``frame_offsets`` and ``frame_lengths`` where each frame does, null where that cannot be told without decoding.
 ``pixel_hash`` (sha256 of the decoded pixels), ``pixel_min``, ``pixel_max``, ``pixel_mean`` (stored values, before any rescale)
-and ``pixel_shape`` (frames, rows, columns, samples, as NumPy has it) are there where the pixels were read.
+and ``pixel_shape`` (frames, rows, columns, samples; those of length 1 left out) are there where the pixels were read.
 
 ``status`` is ``ok``; ``incomplete`` (a UID is missing), ``broken`` or ``not_dicom``, with the reason in ``error``; ``archive``
 (what is in it has rows of its own where it was unpacked); or ``conflict``: another file of this SOPInstanceUID has other pixels

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["VIEWS", "sql"]
 
+_FILES = """
+CREATE VIEW files AS
+SELECT * FROM object_catalog
+QUALIFY row_number() OVER (PARTITION BY path ORDER BY ingested_at DESC, modificationTime DESC) = 1
+"""
 _INSTANCES = """
 CREATE VIEW instances AS
-SELECT * FROM (
-    SELECT * FROM object_catalog
-    QUALIFY row_number() OVER (PARTITION BY path ORDER BY ingested_at DESC, modificationTime DESC) = 1
-) WHERE status = 'ok'
+SELECT * FROM files WHERE status = 'ok' AND SOPInstanceUID IS NOT NULL
 QUALIFY row_number() OVER (PARTITION BY SOPInstanceUID ORDER BY ingested_at DESC, path DESC) = 1
 """
 _SERIES = """
@@ -47,14 +49,14 @@ SELECT StudyInstanceUID, any_value(PatientID) AS PatientID, any_value(PatientNam
     count(DISTINCT SeriesInstanceUID) AS series, count(*) AS instances
 FROM instances GROUP BY StudyInstanceUID
 """
-VIEWS = ("instances", "series", "studies", "object_catalog", "labels", "predictions", "scores", "splits")
+VIEWS = ("files", "instances", "series", "studies", "object_catalog", "labels", "predictions", "scores", "splits")
 
 
 def sql(archive: "Archive", query: str) -> pa.Table:
     """The rows of ``query`` over the views named above, as they are now."""
-    tables = {name: getattr(archive, name).dataset() for name in VIEWS[4:]}
+    tables = {name: getattr(archive, name).dataset() for name in VIEWS[5:]}
     with connect({"object_catalog": archive.objects.dataset(), **tables}) as connection:
-        for view in (_INSTANCES, _SERIES, _STUDIES):
+        for view in (_FILES, _INSTANCES, _SERIES, _STUDIES):
             connection.execute(view)
         try:
             if len(duckdb.extract_statements(query)) != 1:

@@ -173,7 +173,7 @@ def test_unknown_series_and_bad_sql_say_what_to_do(stored: Stored) -> None:
     archive, _ = stored()
     with pytest.raises(CatalogError, match=r"1\.2\.3: no such series .*ingest"):
         archive.volume("1.2.3")
-    with pytest.raises(CatalogError, match="views are instances"):
+    with pytest.raises(CatalogError, match="views are files, instances"):
         archive.sql("SELECT * FROM nothing")
 
 

@@ -1,18 +1,23 @@
 import errno
+import io
 import os
+import re
 import shutil
+import sys
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import highdicom as hd
+import pydicom
 import pytest
 
 from catalog import Archive, CatalogError
 from catalog.files import list_files
-from catalog.ingest import _parse, _written, ingest
-from catalog.objects import rows
+from catalog.ingest import ingest
+from catalog.parse import parse
 from catalog.series import write_series
 
 if TYPE_CHECKING:
@@ -70,20 +75,18 @@ def test_a_path_through_a_parent_folder_is_the_same_folder(
     assert ingest(spark, Archive(home), folder / "b" / ".." / "a").added == 0
 
 
-def test_what_stops_a_worker_is_one_line(
-    spark: "SparkSession", folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_stops_a_worker_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = list(list_files(folder))
-    with pytest.raises(CatalogError, match=r"gone: cannot be written: No such file .*run the same command again") as caught:
-        _parse(spark, files, folder, tmp_path / "gone", None)
-    assert "\n" not in str(caught.value)
+    done = parse(files, str(folder), str(tmp_path / "gone"), deep=False, report=lambda _: None)
+    assert re.search(r"gone: cannot be written: No such file .*run the same command again", str(done.failed))
+    assert "\n" not in str(done.failed)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pyarrow.parquet.write_table", full)  # the disk is played: no test fills the machine's
-    told = _written(rows(files, folder), str(tmp_path))
-    assert told["problem"] == "the disk is full" and "free some space" in told["remedy"]
+    full_disk = parse(files, str(folder), str(tmp_path), deep=False, report=lambda _: None).failed
+    assert full_disk and full_disk.problem == "the disk is full" and "free some space" in str(full_disk.remedy)
 
 
 def test_two_ingests_at_once_add_each_file_once(spark: "SparkSession", home: Path, folder: Path) -> None:
@@ -108,12 +111,93 @@ def test_stored_and_ingested_rows_are_alike(spark: "SparkSession", home: Path, f
 def test_a_home_inside_the_folder_is_not_ingested(spark: "SparkSession", folder: Path) -> None:
     archive = Archive(folder / "home")
     ingest(spark, archive, folder)
-    assert (archive.home / "index.db").exists() and ingest(spark, archive, folder).added == 0
+    assert (archive.home / "tables").is_dir() and ingest(spark, archive, folder).added == 0
     with pytest.raises(CatalogError, match="check the path"):
         ingest(spark, archive, folder / "nowhere")
 
 
-def test_odd_files_are_all_there(spark: "SparkSession", home: Path, data: Callable[[str], Path]) -> None:
-    folder = data("odd_dicom")
-    report = ingest(spark, Archive(home), folder)
-    assert report.added == report.found == sum(len(files) for _, _, files in os.walk(folder))
+def test_a_file_on_its_way_is_left_for_the_next_run(spark: "SparkSession", home: Path, folder: Path) -> None:
+    archive, whole = Archive(home), (folder / "a" / "0001.dcm").read_bytes()
+    (folder / "arriving.dcm").write_bytes(whole[:-9])
+    first = ingest(spark, archive, folder)
+    assert (first.found, first.added, first.growing) == (15, 14, 1)
+    (folder / "arriving.dcm").write_bytes(whole)
+    second = ingest(spark, archive, folder)
+    assert (second.added, second.growing, second.bad) == (1, 0, 2)
+
+
+def test_a_truncated_file_is_read_again_when_it_changes(spark: "SparkSession", home: Path, folder: Path) -> None:
+    archive = Archive(home)
+    ingest(spark, archive, folder)
+    whole = (folder / "a" / "0001.dcm").read_bytes()
+    (folder / "cut.dcm").write_bytes(whole)
+    report = ingest(spark, archive, folder)
+    assert (report.added, report.bad) == (1, 1)
+    query = "SELECT status FROM object_catalog WHERE path LIKE '%cut.dcm' ORDER BY ingested_at"
+    assert archive.sql(query)["status"].to_pylist() == ["broken", "ok"]
+
+
+def test_frames_lie_where_their_row_says(spark: "SparkSession", home: Path, folder: Path) -> None:
+    archive = Archive(home)
+    ingest(spark, archive, folder / "a", deep=True)
+    columns = "path, meta, file_meta, pixel_offset, pixel_length, frame_offsets, frame_lengths, pixel_min, pixel_shape"
+    for row in archive.sql(f"SELECT {columns} FROM instances").to_pylist():
+        pixels = pydicom.dcmread(row["path"]).pixel_array
+        stored = Path(row["path"]).read_bytes()[row["frame_offsets"][0] :][: row["frame_lengths"][0]]
+        assert stored == pixels.tobytes() and row["pixel_offset"] == row["frame_offsets"][0]
+        assert row["pixel_min"] == pixels.min() and row["pixel_shape"] == [*pixels.shape]
+        assert '"00020010"' in row["file_meta"] and '"0002' not in row["meta"]
+
+
+def test_many_commits_are_one_ingest(spark: "SparkSession", home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["catalog.ingest"], "FILES_A_COMMIT", 5)
+    archive, seen = Archive(home), []
+    report = ingest(spark, archive, folder, progress=lambda done, total: seen.append((done, total)))
+    assert (report.found, report.added, report.version) == (14, 14, 3) and seen[-1] == (14, 14)
+    assert ingest(spark, archive, folder).unchanged == 14
+
+
+def test_archives_are_unpacked_once_and_their_files_have_rows(spark: "SparkSession", home: Path, folder: Path) -> None:
+    archive, inner = Archive(home), io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as zipped:
+        zipped.write(folder / "b" / "0002.dcm", "deep/0002.dcm")
+    with zipfile.ZipFile(folder / "study", "w") as zipped:  # whatever its name
+        zipped.write(folder / "b" / "0001.dcm", "x/0001.dcm")
+        zipped.writestr("notes.txt", "hello")
+        zipped.writestr("inner.zip", inner.getvalue())
+    (folder / "damaged.zip").write_bytes((folder / "study").read_bytes()[:-200])
+    shutil.rmtree(folder / "b")
+    plain = ingest(spark, archive, folder)
+    assert (plain.found, plain.bad) == (10, 2), "both archives are rows"
+    report = ingest(spark, archive, folder, extract=True)
+    assert (report.found, report.added, report.bad) == (14, 4, 4)
+    again = ingest(spark, archive, folder, extract=True)
+    assert (again.found, again.added, again.bad) == (14, 0, 4)
+    rows = archive.sql("SELECT original_path, status, error FROM files ORDER BY 1").to_pylist()
+    found = {row["original_path"].removeprefix(f"{folder}/"): (row["status"], row["error"]) for row in rows}
+    assert found["study"] == ("archive", None) and found["study!inner.zip"][0] == "archive"
+    assert found["study!x/0001.dcm"] == found["study!inner.zip!deep/0002.dcm"] == ("ok", None)
+    assert found["damaged.zip"][0] == "broken" and "damaged" in found["damaged.zip"][1]
+
+
+def test_a_folder_by_url(spark: "SparkSession", home: Path, folder: Path) -> None:
+    archive = Archive(home)
+    assert ingest(spark, archive, folder.as_uri()).added == 14
+    assert ingest(spark, archive, folder).unchanged == 14
+    with pytest.raises(CatalogError, match="s3fs"):
+        ingest(spark, archive, "s3a://bucket/folder")
+
+
+def test_all_real_data_is_accounted_for(spark: "SparkSession", home: Path, data: Callable[[str], Path]) -> None:
+    folder = data("odd_dicom").parent
+    archive = Archive(home)
+    report = ingest(spark, archive, folder)
+    count = sum(len(files) for _, _, files in os.walk(folder))
+    assert report.found == report.added == count > 600
+    rows = archive.sql("SELECT file_type, status, error, count(*) n FROM files GROUP BY ALL").to_pylist()
+    assert sum(row["n"] for row in rows) == count
+    assert all(row["error"] for row in rows if row["status"] not in ("ok", "archive"))
+    kinds = {(row["file_type"], row["status"]) for row in rows}
+    assert kinds >= {("dicom", "ok"), ("dicom", "incomplete"), ("dicom", "broken"), ("nifti", "ok"), ("other", "not_dicom")}
+    again = ingest(spark, archive, folder)
+    assert (again.added, again.unchanged, again.bad) == (0, count, report.bad)

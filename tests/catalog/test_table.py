@@ -163,11 +163,10 @@ def test_clearing_away_keeps_every_version(tmp_path: Path) -> None:
     table.optimize(["name"])
     orphan = write_part(rows("never committed"), table.path)
     young = write_part(rows("being written"), table.path)
-    for old in (first, str(table.path / orphan.name)):
-        os.utime(old, (0, 0))
+    os.utime(table.path / orphan.name, (0, 0))
     before = {version: sorted(table.dataset(version).to_table()["name"].to_pylist()) for version in range(1, 6)}
-    assert table.vacuum() == sorted([first, str(table.path / orphan.name)])
-    assert not Path(first).exists() and (table.path / young.name).exists()
+    assert table.vacuum() == [str(table.path / orphan.name)], "what is younger than a day may be in use"
+    assert table.vacuum(hours=0) == sorted([first, str(table.path / young.name)]) and not Path(first).exists()
     assert before == {version: sorted(table.dataset(version).to_table()["name"].to_pylist()) for version in range(1, 6)}
     assert before[merged] == ["a", "b"]
 
