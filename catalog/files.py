@@ -7,6 +7,7 @@ fsspec's affair: its own configuration and the storage's environment variables. 
 import os
 import re
 import stat
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO, cast
 from catalog.disk import TEMPORARY
 from catalog.errors import CatalogError
 
-__all__ = ["Key", "Listed", "exists", "is_url", "list_files", "listed", "located", "open_binary", "ranged", "utf8"]
+__all__ = ["Key", "Listed", "exists", "is_url", "list_files", "listed", "located", "on_disk", "open_binary", "ranged", "utf8"]
 
 Key = tuple[str, int, int]
 """(path, modificationTime in µs since 1970, length): the key of ``object_catalog``."""
@@ -25,7 +26,7 @@ Key = tuple[str, int, int]
 _BLOCK = 1 << 20
 """Bytes that an opened URL is read in."""
 
-_RANGE = 1 << 16
+_RANGE = 1 << 17
 """Bytes of a URL's file that are asked for at least: what comes cheaply with one request."""
 
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "abfss": "abfs"}
@@ -211,7 +212,7 @@ def _microseconds(when: Any) -> int:
 def exists(path: str | os.PathLike[str]) -> bool:
     """Whether there is a file or folder at ``path``; of a URL one question to its storage."""
     if not is_url(path):
-        return os.path.exists(_there(path))
+        return os.path.exists(on_disk(path))
     storage, name = _storage(path)
     with _answering(path):
         return bool(storage.exists(name))
@@ -220,10 +221,12 @@ def exists(path: str | os.PathLike[str]) -> bool:
 def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
     """``path`` opened to read bytes, seekable. Raises OSError, CatalogError where its storage's package is missing."""
     if not is_url(path):
-        return open(_there(path), "rb")
+        return open(on_disk(path), "rb")
     storage, name = _storage(path)
     with _answering(path):
-        return cast(BinaryIO, storage.open(name, "rb", block_size=_BLOCK))
+        file = storage.open(name, "rb", block_size=_BLOCK)
+    weakref.finalize(file, id, storage)  # an archive's storage closes it when it goes itself
+    return cast(BinaryIO, file)
 
 
 def ranged(url: str | os.PathLike[str], length: int | None = None) -> tuple[Callable[[int, int], bytes], int]:
@@ -278,8 +281,8 @@ def _answering(url: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(f"{os.fspath(url)}: {type(problem).__name__}: {_line(problem)}") from problem
 
 
-def _there(path: str | os.PathLike[str]) -> str:
-    """The local file that the catalog writes as ``path``: ``utf8`` undone where it must be."""
+def on_disk(path: str | os.PathLike[str]) -> str:
+    """What the system calls the local file that the catalog writes as ``path``: ``utf8`` undone where it must be."""
     text = os.fspath(path)
     if "\\x" not in text or os.path.lexists(text):
         return text
