@@ -31,6 +31,7 @@ _RANGE = 1 << 17
 
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "abfss": "abfs"}
 _PACKAGES = {"smbclient": "smbprotocol"}
+_HADOOP = "install Java and Hadoop's client and set JAVA_HOME, HADOOP_HOME and CLASSPATH, or give a webhdfs:// URL"
 _CREDENTIALS = "check the address, and the storage's credentials in fsspec's configuration or the environment"
 
 
@@ -150,7 +151,9 @@ def _list_url(start: str, skip: Collection[str], recurse: bool) -> Found:
     try:
         with _answering(start):
             storage.invalidate_cache()
-            if not head.endswith("://") and (one := storage.info(base))["type"] != "directory":
+            folder = head.endswith("://") or (one := storage.info(base))["type"] == "directory"
+            # a web server's folder is a page like any other: a slash at the end tells that the listing is meant
+            if not folder and not (start.endswith("/") and storage.isdir(base)):
                 yield _remote(storage, one, start), _name(base)
                 return
     except OSError as problem:
@@ -182,7 +185,12 @@ def _remote(storage: Any, entry: dict[str, Any], url: str) -> Listed:
     if entry["type"] != "file":
         problem = "not a regular file"
     elif length is None:
-        problem = "the storage does not tell its length"
+        try:
+            with _answering(url):
+                length = storage.size(entry["name"])
+            problem = "" if length is not None else "the storage does not tell its length"
+        except OSError as unanswered:
+            problem = f"its length cannot be asked for: {_line(unanswered)}"
     return Listed(url, _modified(storage, entry), length or 0, problem)
 
 
@@ -243,8 +251,10 @@ def ranged(url: str | os.PathLike[str], length: int | None = None) -> tuple[Call
         nonlocal held, begins
         end = min(at + length, size)
         if at < end and not begins <= at <= end <= begins + len(held):
+            until = min(max(end, at + _RANGE), size)
             with _answering(url):
-                held, begins = storage.cat_file(name, start=at, end=min(max(end, at + _RANGE), size)), at
+                held = storage.cat_file(name, start=at, end=until)
+            begins = at if len(held) <= until - at else 0  # some web servers know no ranges and send all of it
         return held[at - begins : end - begins] if at < end else b""
 
     return read, size
@@ -266,7 +276,8 @@ def _storage(url: str | os.PathLike[str]) -> tuple[Any, str]:
     except ValueError as problem:  # fsspec's word for a scheme that nobody has registered
         raise CatalogError(_line(problem), about=text, remedy="give a local path or a URL that fsspec knows") from None
     except Exception as problem:  # what its library raises
-        raise CatalogError(f"its storage cannot be reached: {_line(problem)}", about=text, remedy=_CREDENTIALS) from None
+        remedy = _HADOOP if "libjvm" in str(problem) or "libhdfs" in str(problem) else _CREDENTIALS
+        raise CatalogError(f"its storage cannot be reached: {_line(problem)}", about=text, remedy=remedy) from None
     return storage, str(name)
 
 

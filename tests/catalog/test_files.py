@@ -2,9 +2,12 @@
 
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +262,29 @@ def test_what_is_no_dicom_is_told_by_url_too(storage: Counted) -> None:
         assert outcome("counted://in/a") is NotDicom
     with pytest.raises(FileNotFoundError):
         walk("counted://in/nothing")
+
+
+def test_a_folder_of_a_web_server_that_knows_no_ranges(data: Data) -> None:
+    folder = data("transfer_syntaxes") / "nema_wg04"
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder.parent)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            found = list(list_files(f"http://127.0.0.1:{server.server_port}/nema_wg04/"))
+            assert {(file.path.rpartition("/")[2], file.length, file.problem) for file in found} == {
+                (path.name, path.stat().st_size, "") for path in folder.iterdir()
+            }
+            for name in ("CT1_UNC.dcm", "MR1_JPLL.dcm", "US1_UNC.dcm"):
+                (one,) = [file for file in found if file.path.endswith(name)]
+                assert outcome(one.path, length=one.length) == outcome(folder / name)
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 # -- series that lie elsewhere
