@@ -101,8 +101,13 @@ class Archive:
         return views.sql(self, query)
 
     def own_folders(self) -> set[str]:
-        """Folders of the home that hold no images: it may lie below what is ingested, which may also lie inside it."""
-        return {str((self.home / name).resolve()) for name in ("", "tables", "journal", "mlflow", "datasets")}
+        """Folders that ``list_files`` is to skip: a home may lie below what is ingested, which may also lie inside it.
+
+        What was unpacked is listed with its archive.
+        """
+        own = [self.home, *(self.home / name for name in ("tables", "journal", "mlflow", "datasets", "spark", "logs"))]
+        made = [self.volume_folder / name for name in ("unzipped", "checkpoints", "thumbnails")]
+        return {str(folder.resolve()) for folder in (*own, *made)}
 
     def finish(self) -> list[str]:
         """Complete or remove what a crash left between file, ``object_catalog`` and ``labels``; what was done, a line each."""

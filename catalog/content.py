@@ -100,7 +100,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
             begins = file.read(132)
         if begins[128:] == b"DICM":
             return "dicom"
-        if kind := archive_kind(path) or ("nifti" if is_nifti(path) else ""):
+        if kind := "nifti" if is_nifti(path) else archive_kind(path):
             return kind
         walk(path)
     except BrokenHeader:

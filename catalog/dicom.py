@@ -11,13 +11,14 @@ from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from catalog.listing import PATHS, as_listed
 from catalog.objects import rows
 from catalog.schemas import OBJECTS
+from catalog.thumbnail_extractor import DicomThumbnailExtractor
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
     from catalog.catalog import Catalog
 
-__all__ = ["DicomMetaExtractor"]
+__all__ = ["DicomMetaExtractor", "DicomThumbnailExtractor"]
 
 _HEADER = pa.schema([field for field in OBJECTS if field.name not in PATHS.names or field.name in ("file_type", "error")])
 

@@ -7,6 +7,7 @@ fsspec's affair: its own configuration and the storage's environment variables. 
 import os
 import re
 import stat
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO, cast
 from catalog.disk import TEMPORARY
 from catalog.errors import CatalogError
 
-__all__ = ["Key", "Listed", "exists", "is_url", "list_files", "listed", "located", "open_binary", "ranged", "utf8"]
+__all__ = ["Key", "Listed", "exists", "is_url", "list_files", "listed", "located", "on_disk", "open_binary", "ranged", "utf8"]
 
 Key = tuple[str, int, int]
 """(path, modificationTime in µs since 1970, length): the key of ``object_catalog``."""
@@ -25,11 +26,12 @@ Key = tuple[str, int, int]
 _BLOCK = 1 << 20
 """Bytes that an opened URL is read in."""
 
-_RANGE = 1 << 16
+_RANGE = 1 << 17
 """Bytes of a URL's file that are asked for at least: what comes cheaply with one request."""
 
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "abfss": "abfs"}
 _PACKAGES = {"smbclient": "smbprotocol"}
+_HADOOP = "install Java and Hadoop's client and set JAVA_HOME, HADOOP_HOME and CLASSPATH, or give a webhdfs:// URL"
 _CREDENTIALS = "check the address, and the storage's credentials in fsspec's configuration or the environment"
 
 
@@ -149,7 +151,9 @@ def _list_url(start: str, skip: Collection[str], recurse: bool) -> Found:
     try:
         with _answering(start):
             storage.invalidate_cache()
-            if not head.endswith("://") and (one := storage.info(base))["type"] != "directory":
+            folder = head.endswith("://") or (one := storage.info(base))["type"] == "directory"
+            # a web server's folder is a page like any other: a slash at the end tells that the listing is meant
+            if not folder and not (start.endswith("/") and storage.isdir(base)):
                 yield _remote(storage, one, start), _name(base)
                 return
     except OSError as problem:
@@ -181,7 +185,12 @@ def _remote(storage: Any, entry: dict[str, Any], url: str) -> Listed:
     if entry["type"] != "file":
         problem = "not a regular file"
     elif length is None:
-        problem = "the storage does not tell its length"
+        try:
+            with _answering(url):
+                length = storage.size(entry["name"])
+            problem = "" if length is not None else "the storage does not tell its length"
+        except OSError as unanswered:
+            problem = f"its length cannot be asked for: {_line(unanswered)}"
     return Listed(url, _modified(storage, entry), length or 0, problem)
 
 
@@ -211,7 +220,7 @@ def _microseconds(when: Any) -> int:
 def exists(path: str | os.PathLike[str]) -> bool:
     """Whether there is a file or folder at ``path``; of a URL one question to its storage."""
     if not is_url(path):
-        return os.path.exists(_there(path))
+        return os.path.exists(on_disk(path))
     storage, name = _storage(path)
     with _answering(path):
         return bool(storage.exists(name))
@@ -220,10 +229,12 @@ def exists(path: str | os.PathLike[str]) -> bool:
 def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
     """``path`` opened to read bytes, seekable. Raises OSError, CatalogError where its storage's package is missing."""
     if not is_url(path):
-        return open(_there(path), "rb")
+        return open(on_disk(path), "rb")
     storage, name = _storage(path)
     with _answering(path):
-        return cast(BinaryIO, storage.open(name, "rb", block_size=_BLOCK))
+        file = storage.open(name, "rb", block_size=_BLOCK)
+    weakref.finalize(file, id, storage)  # an archive's storage closes it when it goes itself
+    return cast(BinaryIO, file)
 
 
 def ranged(url: str | os.PathLike[str], length: int | None = None) -> tuple[Callable[[int, int], bytes], int]:
@@ -240,8 +251,10 @@ def ranged(url: str | os.PathLike[str], length: int | None = None) -> tuple[Call
         nonlocal held, begins
         end = min(at + length, size)
         if at < end and not begins <= at <= end <= begins + len(held):
+            until = min(max(end, at + _RANGE), size)
             with _answering(url):
-                held, begins = storage.cat_file(name, start=at, end=min(max(end, at + _RANGE), size)), at
+                held = storage.cat_file(name, start=at, end=until)
+            begins = at if len(held) <= until - at else 0  # some web servers know no ranges and send all of it
         return held[at - begins : end - begins] if at < end else b""
 
     return read, size
@@ -263,7 +276,8 @@ def _storage(url: str | os.PathLike[str]) -> tuple[Any, str]:
     except ValueError as problem:  # fsspec's word for a scheme that nobody has registered
         raise CatalogError(_line(problem), about=text, remedy="give a local path or a URL that fsspec knows") from None
     except Exception as problem:  # what its library raises
-        raise CatalogError(f"its storage cannot be reached: {_line(problem)}", about=text, remedy=_CREDENTIALS) from None
+        remedy = _HADOOP if "libjvm" in str(problem) or "libhdfs" in str(problem) else _CREDENTIALS
+        raise CatalogError(f"its storage cannot be reached: {_line(problem)}", about=text, remedy=remedy) from None
     return storage, str(name)
 
 
@@ -278,8 +292,8 @@ def _answering(url: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(f"{os.fspath(url)}: {type(problem).__name__}: {_line(problem)}") from problem
 
 
-def _there(path: str | os.PathLike[str]) -> str:
-    """The local file that the catalog writes as ``path``: ``utf8`` undone where it must be."""
+def on_disk(path: str | os.PathLike[str]) -> str:
+    """What the system calls the local file that the catalog writes as ``path``: ``utf8`` undone where it must be."""
     text = os.fspath(path)
     if "\\x" not in text or os.path.lexists(text):
         return text

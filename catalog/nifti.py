@@ -65,7 +65,8 @@ def nifti_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     ``format`` (``NIfTI-1``, ``NIfTI-2``), ``byte_order``, ``pair`` (whether the voxels lie in an ``.img``), ``shape``,
     ``dtype`` (NumPy's name of ``datatype``), ``units`` (space, time), ``intent`` (its name), and ``affine``, from voxel
     (i, j, k) to RAS in ``units``, row by row, by sform, else qform, else pixdim: ``affine_from`` says which. Numbers that JSON
-    cannot hold are the strings ``NaN``, ``Infinity``, ``-Infinity``. CatalogError where it is not NIfTI, broken, or cut short.
+    cannot hold are the strings ``NaN``, ``Infinity``, ``-Infinity``. CatalogError where it is not NIfTI, broken, or the file
+    is cut short (of a gzipped one only the beginning is looked at).
     """
     import nibabel
 

@@ -94,7 +94,7 @@ def _read(file: Listed) -> _Content:
     if file.length == 0:
         return _Content("other", "not_dicom", "the file is empty")
     try:
-        return _Content("dicom", "ok", None, walk(file.path))
+        return _Content("dicom", "ok", None, walk(file.path, length=file.length))
     except NotDicom:
         return _read_other(file.path)
     except BrokenHeader as problem:
@@ -105,10 +105,10 @@ def _read(file: Listed) -> _Content:
 
 def _read_other(path: str) -> _Content:
     try:
-        if kind := archive_kind(path):
-            return _Content(kind, "archive")
         if is_nifti(path):
             return _Content("nifti", "ok", meta=json.dumps(nifti_header(path)))
+        if kind := archive_kind(path):
+            return _Content(kind, "archive")
         return _Content("other", "not_dicom", describe(path))
     except (OSError, CatalogError) as problem:
         return _Content("other", "broken", utf8(str(problem))[:500])

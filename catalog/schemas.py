@@ -93,12 +93,12 @@ OBJECTS = pa.schema(
         ("pixel_shape", pa.list_(_WHOLE)),
     ]
 )
-"""``file_type`` is ``dicom``, ``nifti``, ``zip``, ``tar`` or ``other``. ``meta`` is the data set's header as DICOM JSON
-(PS3.18 F; of a NIfTI file its header as a JSON object), ``file_meta`` the file meta group (0002) in the same form, ``notes``
-the elements that were left out and why. ``pixel_offset`` and ``pixel_length`` say where the pixels lie, in bytes of the file at
-``path``; ``frame_offsets`` and ``frame_lengths`` where each frame does, null where that cannot be told without decoding.
-``pixel_hash`` (sha256 of the decoded pixels), ``pixel_min``, ``pixel_max``, ``pixel_mean`` (stored values, before any rescale)
-and ``pixel_shape`` (frames, rows, columns, samples; those of length 1 left out) are there where the pixels were read.
+"""``file_type`` is ``dicom``, ``nifti``, ``other``, or an archive's: ``zip``, ``tar``, ``gzip``, ``bzip2``, ``xz``. ``meta`` is
+the data set's header as DICOM JSON (PS3.18 F; of a NIfTI file its header as a JSON object), ``file_meta`` the file meta group
+(0002) in the same form, ``notes`` the elements that were left out and why. ``pixel_offset`` and ``pixel_length`` say where the
+pixels lie, in bytes of the file at ``path``; ``frame_offsets`` and ``frame_lengths`` where each frame does, null where that
+cannot be told without decoding. ``pixel_hash``, ``pixel_min``, ``pixel_max``, ``pixel_mean`` and ``pixel_shape`` are as in
+``catalog.pixels.PixelFacts``, where the pixels were read.
 
 ``status`` is ``ok``; ``incomplete`` (a UID is missing), ``broken`` or ``not_dicom``, with the reason in ``error``; ``archive``
 (what is in it has rows of its own where it was unpacked); or ``conflict``: another file of this SOPInstanceUID has other pixels

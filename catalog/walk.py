@@ -39,7 +39,7 @@ from catalog._dataset import (
 from catalog._element import LONG, VRS, charset_of, file_tag
 from catalog._pixels import Pixels, locate
 from catalog.errors import CatalogError
-from catalog.files import is_url, ranged
+from catalog.files import is_url, on_disk, ranged
 
 __all__ = ["INLINE", "BrokenHeader", "Header", "NotDicom", "Pixels", "Truncated", "walk"]
 
@@ -115,7 +115,7 @@ def walk(path: str | os.PathLike[str], *, length: int | None = None) -> Header:
     """
     if is_url(path):
         return _File(*ranged(path, length), os.fspath(path)).read()
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(on_disk(path), os.O_RDONLY)
     try:
         return _File(partial(os.pread, descriptor), os.fstat(descriptor).st_size, os.fspath(path)).read()
     finally:
