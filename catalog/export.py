@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 __all__ = ["ExportReport", "export_nifti", "files_under"]
+
+QFORM = 0.01
+"""How far the qform may put a voxel from the sform, as a part of a voxel, before it is left out: its float32 quaternion is off
+by up to a thousandth of a radian close to a half turn, where slightly oblique axial images are."""
 
 _ENDINGS = (".nii.gz", ".nii")
 _INTEGERS = (np.int16, np.uint16, np.int32, np.uint32, np.int64)
@@ -77,9 +82,9 @@ def export_nifti(
     """Write the one volume in ``files`` to ``out`` (.nii or .nii.gz), whole or not at all.
 
     Axes (column, row, slice), slices along the normal row × column, so that the affine, RAS mm, has a positive determinant;
-    it is scanner-based, in sform and qform, computed in float64 and held by the file's NIfTI-1 header in float32. Voxels are
-    the stored values after modality LUT or rescale: integers where these give integers, else float32 (float64 above 24 bits).
-    A segmentation becomes a label map of its segment numbers on its own grid.
+    it is scanner-based, computed in float64 and held by the file's NIfTI-1 header in float32, as sform, and as qform where
+    that can hold it. Voxels are the stored values after modality LUT or rescale: integers where these give integers, else
+    float32 (float64 above 24 bits). A segmentation becomes a label map of its segment numbers on its own grid.
 
     Slices that are no regular, right-angled grid (a tilted gantry, uneven steps, missing slices) are refused with the reason,
     or with ``resample`` interpolated linearly onto one, as float32. Files that hold no picture are passed over with a warning.
@@ -92,10 +97,14 @@ def export_nifti(
     if out.exists() and not force:
         raise CatalogError("the file is there already", about=str(out), remedy="name another with --out, or add --force")
     images, passed = _images(files, about)
-    if any(_is_segmentation(image.header) for image in images):
-        found = _label_map(images, about)
-    else:
-        found = _volume(images, about, resample, progress)
+    with catch_warnings():
+        simplefilter("ignore")  # of the files' own peculiarities
+        try:
+            segmented = any(_is_segmentation(image.header) for image in images)
+            found = _label_map(images, about) if segmented else _volume(images, about, resample, progress)
+        except (ValueError, TypeError, AttributeError) as problem:  # pydicom's, of an attribute that is garbled
+            said = " ".join(str(problem).split())[:200]
+            raise CatalogError(f"its headers are not as they should be: {said}", about=about) from problem
     affine = _write(found, out)
     return ExportReport(
         out=out,
@@ -124,11 +133,7 @@ def _images(files: "Iterable[str | Path]", about: str) -> tuple[list[ImageFile],
 
 
 def _volume(images: Sequence[ImageFile], about: str, resample: bool, progress: Progress | None) -> _Content:
-    try:
-        planes = Planes(images, about=about)
-    except (ValueError, TypeError, AttributeError) as problem:  # pydicom's, of an attribute that is not what it should be
-        said = " ".join(str(problem).split())[:200]
-        raise CatalogError(f"its headers do not say where its slices lie: {said}", about=about) from problem
+    planes = Planes(images, about=about)
     faults = planes.faults()
     if faults and not resample:
         remedy = "add --resample to interpolate a regular grid"
@@ -212,8 +217,6 @@ def _is_segmentation(header: "Dataset") -> bool:
 
 
 def _label_map(images: Sequence[ImageFile], about: str) -> _Content:
-    import warnings
-
     import highdicom as hd
 
     if len(images) > 1:
@@ -221,13 +224,11 @@ def _label_map(images: Sequence[ImageFile], about: str) -> _Content:
         remedy = "export one by its file"
         raise CatalogError(f"{len(images)} objects with a segmentation among them: {named}", about=about, remedy=remedy)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the file's own peculiarities
-            seg = hd.seg.segread(images[0].path)
-            names = {int(number): str(seg.get_segment_description(number).segment_label) for number in seg.segment_numbers}
-            kind = np.uint8 if max(names) < 256 else np.uint16
-            volume = seg.get_volume(combine_segments=True, dtype=kind).ensure_handedness("LEFT_HANDED", flip_axis=0)
-            off = _off_grid(images[0], volume.affine)
+        seg = hd.seg.segread(images[0].path)
+        names = {int(number): str(seg.get_segment_description(number).segment_label) for number in seg.segment_numbers}
+        kind = np.uint8 if max(names) < 256 else np.uint16
+        volume = seg.get_volume(combine_segments=True, dtype=kind).ensure_handedness("LEFT_HANDED", flip_axis=0)
+        off = _off_grid(images[0], volume.affine)
     except Exception as problem:  # highdicom and its codecs raise many kinds
         said = " ".join(str(problem).split())[:200]
         remedy = "segments that overlap, fractions and tilted grids have no label map"
@@ -252,6 +253,8 @@ def _write(found: _Content, out: Path) -> np.ndarray:
     image: Any = nibabel.Nifti1Image(found.voxels.transpose(2, 1, 0), affine, dtype=found.voxels.dtype)
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")
+    if _apart(image.get_qform(), affine, image.shape) > QFORM:
+        image.set_qform(affine, code="unknown")
     image.header.set_xyzt_units("mm")
     with atomic_file(out.absolute()) as file:
         if out.name.endswith(".gz"):
@@ -260,3 +263,10 @@ def _write(found: _Content, out: Path) -> np.ndarray:
         else:
             image.to_stream(file)
     return affine
+
+
+def _apart(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
+    """How far two affines put a corner of the grid from each other, as a part of the shortest side of a voxel, at most."""
+    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(shape) - 1)
+    beside = np.c_[corners, np.ones(8)] @ (first - second)[:3].T
+    return float(np.linalg.norm(beside, axis=1).max() / np.linalg.norm(second[:3, :3], axis=0).min())

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
@@ -39,8 +40,10 @@ def thumbnail(path: str | Path, *, size: int = LARGEST) -> bytes:
         raise CatalogError(f"a picture of {size} pixels", about=str(path), remedy=f"ask for 1 to {LARGEST}")
     image = ImageFile(path)
     try:
-        pixels, middle = _picture(image)
-        width, height = _fitted(pixels.shape[1], pixels.shape[0], _proportion(image.described(middle)), size)
+        with catch_warnings():
+            simplefilter("ignore")  # of the file's own peculiarities
+            pixels, middle = _picture(image)
+            width, height = _fitted(pixels.shape[1], pixels.shape[0], _proportion(image.described(middle)), size)
     except CatalogError:
         raise
     except Exception as problem:  # a header can be wrong in any way
