@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IngestReport", "collected", "ingest"]
 
-FILES_A_COMMIT = 100_000
+FILES_A_COMMIT = 20_000
 """How many files the driver holds: they are listed, parsed and committed before the next are looked at."""
 FILES_A_PART = 2000
 """How many headers a task parses at most; all of them become one parquet file."""
