@@ -57,7 +57,7 @@ class Listed:
 
 def utf8(name: str) -> str:
     """``name`` as UTF-8 can hold it: bytes of a file name that are not UTF-8 are written ``\\xNN``."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:

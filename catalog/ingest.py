@@ -1,6 +1,7 @@
 """A folder of files into ``object_catalog``: the driver lists and commits, Spark's workers read headers and write parquet."""
 
 import math
+import pickle
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -92,7 +93,7 @@ class _Ingest:
         """Parse and commit what is new of ``batch``; the archives in it."""
         objects, read = self.archive.objects, self.archive.objects.version()
         present = known(objects, read, batch)
-        new = [file for file in batch if file.key not in present]
+        new = [file for file in batch if file.key not in present] if present else batch
         done = self._parse(new) if new else []
         settler = Settler(self.archive, self.spark)
         parts = [share.part for share in done if share.part]
@@ -101,7 +102,7 @@ class _Ingest:
         self._count(batch, present, done, sum(part.rows for part in committed), settler.conflicts, version)
         archives = {path for share in done for path in share.archives}
         archives |= {key[0] for key, status in present.items() if status == "archive"}
-        return [file for file in batch if file.key[0] in archives and not file.original]
+        return [file for file in batch if file.key[0] in archives and not file.original] if archives else []
 
     def unpack(self, archives: Sequence[Listed]) -> Iterator[Listed]:
         """The files that ``archives`` hold, unpacked where that was not done before; one that cannot be is marked broken."""
@@ -170,11 +171,12 @@ def _unpack_all(archives: Sequence[Listed], into: Path) -> list[tuple[Key, str]]
 def collected(spark: "SparkSession", shares: Sequence[Sequence[Listed]], work: Callable[[Sequence[Listed]], T]) -> list[T]:
     """What ``work`` makes of each share, a Spark task each."""
 
-    def task(held: Iterator[Sequence[Listed]]) -> Iterator[T]:
-        return map(work, held)
+    def task(held: Iterator[bytes]) -> Iterator[T]:
+        return (work(pickle.loads(share)) for share in held)
 
+    pickled = [pickle.dumps(share) for share in shares]  # Spark's own pickler is written in Python
     try:
-        return list(spark.sparkContext.parallelize(shares, len(shares)).mapPartitions(task).collect())
+        return list(spark.sparkContext.parallelize(pickled, len(shares)).mapPartitions(task).collect())
     except Exception as problem:  # Spark raises several kinds, which share no base
         if "No space left on device" in str(problem):
             raise disk_full("Spark's scratch folder") from None

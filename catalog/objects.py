@@ -1,11 +1,13 @@
 """Files as rows of ``object_catalog``: their headers, and which of them the table has."""
 
+import gc
 import json
 import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,11 +44,30 @@ def rows(files: Sequence[Listed], root: str | Path, *, deep: bool = False) -> pa
     the last SETTLED seconds and ends too early.
     """
     now, start = time.time(), os.path.join(located(root), "")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _uncollected():
         warnings.simplefilter("ignore")  # of the files' own peculiarities
         found = [row for file in files if (row := _row(file, start, now, deep)) is not None]
-    columns = zip(*found, strict=True) if found else [()] * len(OBJECTS)
-    return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, OBJECTS, strict=True)], schema=OBJECTS)
+        columns = zip(*found, strict=True) if found else [()] * len(OBJECTS)
+        return pa.Table.from_arrays([_array(c, f.type) for c, f in zip(columns, OBJECTS, strict=True)], schema=OBJECTS)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Headers are many small objects without cycles: to search them for garbage costs a tenth of reading them."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, kind)
+    except pa.ArrowInvalid:  # a text that is not UTF-8
+        return pa.array([v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values], kind)
 
 
 def _row(file: Listed, start: str, now: float, deep: bool) -> tuple[Any, ...] | None:
@@ -62,7 +83,7 @@ def _row(file: Listed, start: str, now: float, deep: bool) -> tuple[Any, ...] | 
     if lacking:
         status, error = "incomplete", f"{', '.join(lacking)} missing"
     own, later = values[: len(TYPED)], values[len(TYPED) :]
-    file_meta, meta = (text.decode("utf-8", "replace") for text in header.parts)
+    file_meta, meta = header.parts
     notes = list(header.notes)
     facts = _facts(file.path, notes) if deep and header.pixels and status != "broken" else _NO_FACTS
     rest = (file_meta, notes, *_places(header.pixels), *facts)
