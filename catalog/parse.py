@@ -1,5 +1,6 @@
 """What a worker does with its share of a listing: headers read, one parquet file written into the table's folder."""
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ def parse(files: Sequence[Listed], root: str, table: str, *, deep: bool, report:
 
     What keeps it from writing is returned: an exception would reach the driver as a page of Java's.
     """
+    gc.freeze()  # Spark's worker searches for garbage after each task: in what was imported, as long as 500 headers take
     tables = []
     for start in range(0, len(files), _ROWS):
         share = files[start : start + _ROWS]
