@@ -167,7 +167,9 @@ class Index:
             raise CatalogError("limit and offset cannot be negative", about=level, remedy="count from 0")
         search = Search(level, match, include, sqlite=self._sqlite())
         with self._reading() as connection:
-            rows = [dict(row) for row in connection.execute(search.rows(limit, offset)).mappings()]
+            found = connection.execute(search.rows(limit, offset))
+            names = list(found.keys())
+            rows = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
         for row in rows:
             if "ModalitiesInStudy" in row:
                 row["ModalitiesInStudy"] = (row["ModalitiesInStudy"] or "").split("\\") if row["ModalitiesInStudy"] else []

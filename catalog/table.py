@@ -134,7 +134,7 @@ class DeltaTable:
     def added(self, columns: Sequence[str], *, since: int, version: int) -> pa.RecordBatchReader:
         """``columns`` of the rows appended after version ``since``, up to ``version``."""
         seen = set(self._files(since))
-        return _select(self._read([f for f in self._files(version) if f not in seen]), self.schema, columns, "", str(self.path))
+        return _batches(self._read([file for file in self._files(version) if file not in seen]), columns)
 
     def dataset(self, version: int | None = None) -> Any:
         """The rows at ``version`` as an Arrow dataset, nothing read yet."""
@@ -213,7 +213,7 @@ class MemoryTable:
 
     def added(self, columns: Sequence[str], *, since: int, version: int) -> pa.RecordBatchReader:
         """As DeltaTable.added."""
-        return _select(self._between(since, version), self.schema, columns, "", "memory")
+        return _batches(self._between(since, version), columns)
 
     def _between(self, since: int, version: int) -> pa.Table:
         if version > self.version():
@@ -224,6 +224,12 @@ class MemoryTable:
 def _done(delta: Any, writer: str, batch: int) -> bool:
     last = delta.transaction_version(writer)
     return last is not None and last >= batch
+
+
+def _batches(source: Any, columns: Sequence[str]) -> pa.RecordBatchReader:
+    """``columns`` of all rows, read as they are asked for: DuckDB reads ahead by gigabytes."""
+    rows = pyarrow.dataset.dataset(source) if isinstance(source, pa.Table) else source
+    return rows.scanner(columns=list(columns), batch_size=10_000, batch_readahead=1, fragment_readahead=1).to_reader()
 
 
 def _select(source: Any, schema: pa.Schema, columns: Sequence[str], where: str, about: str) -> pa.RecordBatchReader:
