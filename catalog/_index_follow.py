@@ -164,11 +164,11 @@ def _upsert(connection: sa.Connection) -> None:
 
 def _note_touched(connection: sa.Connection) -> None:
     """What INCOMING is about to change: the objects that came, those that their paths held, those paths' headers."""
-    replaced = FILES.join(INCOMING, FILES.c.key == INCOMING.c.key)
+    replaced = FILES.c.key.in_(sa.select(INCOMING.c.key))
     came = sa.select(INCOMING.c.SOPInstanceUID).where(INCOMING.c.SOPInstanceUID.is_not(None))
-    went = sa.select(FILES.c.SOPInstanceUID).select_from(replaced).where(FILES.c.SOPInstanceUID.is_not(None))
+    went = sa.select(FILES.c.SOPInstanceUID).where(replaced, FILES.c.SOPInstanceUID.is_not(None))
     _note(connection, TOUCHED, came.union(went))
-    _note(connection, CHANGED, sa.select(FILES.c.header).select_from(replaced).where(FILES.c.header.is_not(None)).distinct())
+    _note(connection, CHANGED, sa.select(FILES.c.header).where(replaced, FILES.c.header.is_not(None)).distinct())
 
 
 def _note_all(connection: sa.Connection) -> None:

@@ -18,6 +18,7 @@ _Condition = sa.ColumnElement[bool]
 _DATE = re.compile(r"(\d{8})?(-)?(\d{8})?")
 _CLOCK = r"(\d\d(?:\d\d(?:\d\d(?:\.\d{1,6})?)?)?)?"
 _TIME = re.compile(f"{_CLOCK}(-)?{_CLOCK}")
+_OF_STUDY = SERIES.alias()
 _NAMES = sa.table("index_names", sa.column("rowid"))
 
 
@@ -30,8 +31,8 @@ def condition(name: str, column: _Column, value: str, *, sqlite: bool) -> _Condi
     if not value.strip("*"):
         return None
     if name == "ModalitiesInStudy":
-        series = SERIES.alias()
-        return STUDIES.c.StudyInstanceUID.in_(sa.select(series.c.StudyInstanceUID).where(_text(name, series.c.Modality, value)))
+        of_study = _OF_STUDY.c.StudyInstanceUID == STUDIES.c.StudyInstanceUID
+        return sa.exists().where(of_study, _text(name, _OF_STUDY.c.Modality, value))
     if name in PERSONS:
         return _person(name, value, sqlite)
     return _BY_VR.get(_vr(name), _text)(name, column, value)

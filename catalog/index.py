@@ -5,6 +5,7 @@ state are not in it. An index whose tables have an older shape is built anew by 
 """
 
 import os
+import sqlite3
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -167,7 +168,9 @@ class Index:
             raise CatalogError("limit and offset cannot be negative", about=level, remedy="count from 0")
         search = Search(level, match, include, sqlite=self._sqlite())
         with self._reading() as connection:
-            rows = [dict(row) for row in connection.execute(search.rows(limit, offset)).mappings()]
+            found = connection.execute(search.rows(limit, offset))
+            names = list(found.keys())
+            rows = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
         for row in rows:
             if "ModalitiesInStudy" in row:
                 row["ModalitiesInStudy"] = (row["ModalitiesInStudy"] or "").split("\\") if row["ModalitiesInStudy"] else []
@@ -192,7 +195,7 @@ class Index:
     def _reachable(self) -> Iterator[None]:
         try:
             yield
-        except (sa.exc.DBAPIError, ModuleNotFoundError) as problem:
+        except (sa.exc.DBAPIError, sqlite3.DatabaseError, ModuleNotFoundError) as problem:
             if isinstance(problem, sa.exc.DBAPIError) and type(problem) not in (sa.exc.OperationalError, sa.exc.DatabaseError):
                 raise  # of our own making
             raise self._unusable(str(getattr(problem, "orig", problem)).strip().splitlines()[0]) from problem
@@ -260,15 +263,23 @@ def _follow(connection: sa.Connection, objects: Followed) -> int:
 def _begin(connection: sa.Connection) -> None:
     """Writers take the lock before they read what they are about to change; readers need none."""
     writing = connection.get_execution_options().get("writing")
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
-    elif writing:
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+    if connection.dialect.name == "postgresql":
+        if writing:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+        return
+    sqlite: Any = connection.connection.driver_connection
+    while True:
+        try:
+            sqlite.execute("BEGIN IMMEDIATE" if writing else "BEGIN")
+            return
+        except sqlite3.OperationalError as problem:  # another's first follow takes minutes; Ctrl-C gets through in between
+            if problem.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
 
 
 def _sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where SQLAlchemy says so
-    connection.execute("PRAGMA busy_timeout = 3600000")  # a first follow of a large table takes minutes
+    connection.execute("PRAGMA busy_timeout = 5000")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA cache_size = -65536")

@@ -144,7 +144,7 @@ class DeltaTable:
 
     def added(self, columns: Sequence[str], *, since: int, version: int) -> pa.RecordBatchReader:
         """``columns`` of the rows appended after version ``since``, up to ``version``."""
-        return _select(self._read(self._parts(since, version)), self.schema, columns, "", str(self.path))
+        return _batches(self._read(self._parts(since, version)), columns)
 
     def dataset(self, version: int | None = None) -> Any:
         """The rows at ``version`` as an Arrow dataset, nothing read yet; the table's own columns, then those it has grown."""
@@ -264,7 +264,7 @@ class MemoryTable:
 
     def added(self, columns: Sequence[str], *, since: int, version: int) -> pa.RecordBatchReader:
         """As DeltaTable.added."""
-        return _select(self._between(since, version), self.schema, columns, "", "memory")
+        return _batches(self._between(since, version), columns)
 
     def _between(self, since: int, version: int) -> pa.Table:
         if version > self.version():
@@ -275,6 +275,12 @@ class MemoryTable:
 def _done(delta: Any, writer: str, batch: int) -> bool:
     last = delta.transaction_version(writer)
     return last is not None and last >= batch
+
+
+def _batches(source: Any, columns: Sequence[str]) -> pa.RecordBatchReader:
+    """``columns`` of all rows, read as they are asked for: DuckDB reads ahead by gigabytes."""
+    rows = pyarrow.dataset.dataset(source) if isinstance(source, pa.Table) else source
+    return rows.scanner(columns=list(columns), batch_size=10_000, batch_readahead=1, fragment_readahead=1).to_reader()
 
 
 def _select(source: Any, schema: pa.Schema, columns: Sequence[str], where: str, about: str) -> pa.RecordBatchReader:

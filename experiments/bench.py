@@ -23,7 +23,7 @@ class BenchResult:
     ours: float
     baseline: float
     ratio: float
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The one JSON object that ``voxloop bench NAME --json`` ends with."""

@@ -4,12 +4,13 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from voxloop import catalog_commands as catalog_commands  # registers its commands
 from voxloop import console
+from voxloop.benches import BENCHES, find
 from voxloop.command import HomeOption, JsonOption, app, existing, guarded, open_archive, spark_session
 from voxloop.errors import FrontDoorError
 from voxloop.settings import read
@@ -154,23 +155,34 @@ def up(
 @app.command()
 @guarded
 def bench(
-    name: Annotated[str, typer.Argument(help="Which: ingest.")],
-    n: Annotated[int, typer.Option(min=10, help="How many instances.")] = 4000,
+    name: Annotated[str, typer.Argument(help=f"Which: {', '.join(BENCHES)}.")],
+    n: Annotated[
+        int | None, typer.Option("--n", "--rows", min=10, help="How many instances; each has its own default.")
+    ] = None,
+    index_url: Annotated[str | None, typer.Option(help="qido: a Postgres to measure on, in a schema of its own.")] = None,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure ours against the obvious way, both warmed and in turn."""
-    from experiments import ingest_bench
-
-    if name != "ingest":
-        raise FrontDoorError("no such bench", about=name, remedy="there is: ingest")
-    settings = read(home)
-    with spark_session(settings, warm=False) as spark, console.stage(f"bench {name} on {n} instances"):
-        result = ingest_bench.bench(spark, settings.home / "bench" / name, n=n)
-    figures = {key: round(value, 3) if isinstance(value, float) else value for key, value in result.as_json().items()}
-    console.note("\n".join(f"  {key:20} {value}" for key, value in figures.items()))
+    chosen, settings = find(name), read(home)
+    size = n or chosen.size
+    with console.stage(f"bench {name} on {size} instances"):
+        result = chosen.run(settings.model_copy(update={"index_url": index_url or settings.index_url}), size)
+    figures = _rounded(result.as_json())
+    for key, value in figures.items():
+        console.note(
+            "\n".join(f"  {key} {part:15} {value[part]}" for part in value)
+            if isinstance(value, dict)
+            else f"  {key:20} {value}"
+        )
     if json:
         console.emit(figures)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return round(value, 3) if isinstance(value, float) else value
 
 
 @app.command()
