@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
@@ -12,7 +13,14 @@ from voxloop.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = {command.name or (command.callback.__name__ if command.callback else "") for command in app.registered_commands}
+
+
+def _names(app: typer.Typer) -> set[str]:
+    return {command.name or (command.callback.__name__ if command.callback else "") for command in app.registered_commands}
+
+
+GROUPS = {str(group.name): _names(group.typer_instance) for group in app.registered_groups if group.typer_instance}
+COMMANDS = _names(app)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -24,7 +32,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_those_there_are(page: Path) -> None:
     named = set(re.findall(r"voxloop ([a-z]+(?:-[a-z]+)?)(?= |`|$)", page.read_text(), re.MULTILINE))
-    assert named <= COMMANDS, named - COMMANDS
+    assert named <= COMMANDS | set(GROUPS), named - COMMANDS
+    for group, commands in GROUPS.items():
+        assert set(re.findall(rf"voxloop {group} ([a-z-]+)", page.read_text())) <= commands
     targets = set(re.findall(r"make ([a-z]+(?:-[a-z]+)?)(?=[ `\n])", page.read_text()))
     known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert targets <= known, targets - known
@@ -44,8 +54,8 @@ def test_the_project_file_of_the_docs_loads(tmp_path: Path) -> None:
     assert Project.load(path).key == yaml.safe_load(block)["key"]
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
+@pytest.mark.parametrize("name", sorted([*COMMANDS, *(f"{group} {name}" for group in GROUPS for name in GROUPS[group])]))
 def test_every_command_takes_home_and_json(name: str) -> None:
-    said = CliRunner().invoke(app, [name, "--help"], color=False, terminal_width=200).output
+    said = CliRunner().invoke(app, [*name.split(), "--help"], color=False, terminal_width=200).output
     assert "--home" in said
     assert "--json" in said

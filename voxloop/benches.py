@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from voxloop.command import spark_session
 from voxloop.errors import FrontDoorError
 from voxloop.settings import Settings
 
 if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
     from experiments.bench import BenchResult
 
 __all__ = ["BENCHES", "Bench", "find"]
@@ -32,8 +34,19 @@ def find(name: str) -> Bench:
 def _ingest(settings: Settings, n: int) -> "BenchResult":
     from experiments import ingest_bench
 
-    with spark_session(settings, warm=False) as spark:
-        return ingest_bench.bench(spark, settings.home / "bench" / "ingest", n=n)
+    return ingest_bench.bench(partial(_spark, settings), settings.home / "bench" / "ingest", n=n)
+
+
+def _ingest_memory(settings: Settings, n: int) -> "BenchResult":
+    from experiments import ingest_bench
+
+    return ingest_bench.memory(partial(_spark, settings), settings.home / "bench" / "ingest", n=n)
+
+
+def _spark(settings: Settings, master: str) -> "SparkSession":
+    from voxloop.spark import start
+
+    return start(settings.model_copy(update={"spark_master": master}), warm=False)
 
 
 def _qido(settings: Settings, n: int) -> "BenchResult":
@@ -42,4 +55,4 @@ def _qido(settings: Settings, n: int) -> "BenchResult":
     return qido_bench.bench(settings.home / "bench" / "qido", n=n, index_url=settings.index_url)
 
 
-BENCHES = {"ingest": Bench(_ingest, 4000), "qido": Bench(_qido, 1_000_000)}
+BENCHES = {"ingest": Bench(_ingest, 4000), "ingest-memory": Bench(_ingest_memory, 100_000), "qido": Bench(_qido, 1_000_000)}

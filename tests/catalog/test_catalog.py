@@ -1,9 +1,11 @@
 """The interface that users of pixels know."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +57,21 @@ def test_a_notebook_of_pixels_runs(spark: "SparkSession", home: Path, folder: Pa
     version = catalog.archive.objects.version()
     catalog.save(meta)
     assert counted(catalog) == {"ok": 12, "not_dicom": 1} and catalog.load(version=version).count() == 13
+
+
+def test_the_ported_notebook_of_the_docs_runs(
+    spark: "SparkSession", home: Path, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "pixels.md").read_text()
+    with zipfile.ZipFile(folder / "more.zip", "w") as more:
+        more.write(folder / "a" / "0001.dcm", "again.dcm")
+    notebook: dict[str, object] = {"spark": spark, "path": str(folder), "home": home}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, notebook)
+    catalog = notebook["catalog"]
+    assert isinstance(catalog, Catalog) and counted(catalog) == {"ok": 13, "not_dicom": 1, "archive": 1}
+    pictures = {row.thumbnail.origin for row in catalog.load().filter("status = 'ok'").collect()}
+    assert pictures and all(Path(picture).is_file() for picture in pictures)
 
 
 def test_transformers_make_a_pipeline_and_own_columns_are_kept(spark: "SparkSession", home: Path, folder: Path) -> None:
