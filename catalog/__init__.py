@@ -1,6 +1,8 @@
 """Every DICOM object as a row, and what others say about it: labels, predictions, scores."""
 
 from catalog.archive import Archive
+from catalog.cases import Study, Verdict, case_volumes, examine
+from catalog.channels import Channel
 from catalog.cohort import CohortFolder, Origin
 from catalog.disk import atomic_file
 from catalog.errors import CatalogError, VoxloopError
@@ -22,6 +24,7 @@ __all__ = [
     "Archive",
     "Case",
     "CatalogError",
+    "Channel",
     "CohortFolder",
     "DeltaTable",
     "FileVolumes",
@@ -37,13 +40,17 @@ __all__ = [
     "Split",
     "State",
     "Structure",
+    "Study",
     "Submission",
     "Table",
+    "Verdict",
     "VolumeSource",
     "VoxloopError",
     "atomic_file",
+    "case_volumes",
     "current",
     "deterministic_uid",
+    "examine",
     "freeze",
     "import_nifti",
     "ingest",

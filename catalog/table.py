@@ -133,19 +133,20 @@ class DeltaTable:
 
     def added(self, columns: Sequence[str], *, since: int, version: int) -> pa.RecordBatchReader:
         """``columns`` of the rows appended after version ``since``, up to ``version``."""
-        seen = set(self._files(since))
-        return _select(self._read([f for f in self._files(version) if f not in seen]), self.schema, columns, "", str(self.path))
+        seen = set(self.files(since))
+        return _select(self._read([f for f in self.files(version) if f not in seen]), self.schema, columns, "", str(self.path))
 
     def dataset(self, version: int | None = None) -> Any:
         """The rows at ``version`` as an Arrow dataset, nothing read yet."""
-        return self._read(self._files(version))
+        return self._read(self.files(version))
 
     def _read(self, files: Sequence[str]) -> Any:
         if not files:
             return self.schema.empty_table()
         return pyarrow.dataset.dataset(list(files), schema=self.schema, format="parquet")
 
-    def _files(self, version: int | None) -> list[str]:
+    def files(self, version: int | None = None) -> list[str]:
+        """The paths of the parquet files that hold the rows at ``version``."""
         if version == -1:
             return []
         delta = self._open(version=version)
