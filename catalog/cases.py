@@ -178,7 +178,7 @@ def _one(channel: Channel, fitting: Sequence[SeriesVolume]) -> tuple[SeriesVolum
         fitting = sorted(fitting, key=_number)[:1]
     if len(fitting) == 1:
         return fitting[0], ""
-    also = f", and none is the {channel.prefer}" if channel.prefer else "; narrow `where`, or say which to `prefer`"
+    also = f", and none is the {channel.prefer} alone" if channel.prefer else "; narrow `where`, or say which to `prefer`"
     return None, f"{len(fitting)} volumes fit channel {channel.name}{also}"
 
 

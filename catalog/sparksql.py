@@ -54,6 +54,8 @@ def query(spark: "SparkSession", archive: "Archive", text: str) -> pa.RecordBatc
         try:
             _only_a_query(session, text)
             _views(session, archive)
+            if "dicom_" in text.lower():
+                _functions(session)
             frame = _without_variants(session.sql(text))
             schema = _arrow_schema(frame)
         except PySparkException as problem:
@@ -85,6 +87,9 @@ def _views(session: "SparkSession", archive: "Archive") -> None:
         rows.createOrReplaceTempView(name)
     for name, body in definitions(quote="`", modalities="sort_array(collect_set(Modality))").items():
         session.sql(body).createOrReplaceTempView(name)
+
+
+def _functions(session: "SparkSession") -> None:
     known = ",".join(f"{keyword}:{tag}" for keyword, tag in addresses().items())
     for function in _FUNCTIONS.format(known=known).split(";\n"):
         session.sql(function)
