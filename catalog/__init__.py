@@ -2,7 +2,9 @@
 
 from catalog._query import quoted
 from catalog.archive import Archive
+from catalog.cases import Study, Verdict, case_volumes, examine
 from catalog.catalog import Catalog
+from catalog.channels import Channel
 from catalog.cohort import CohortFolder, Origin
 from catalog.conflicts import resolve
 from catalog.disk import atomic_file
@@ -27,6 +29,7 @@ __all__ = [
     "Case",
     "Catalog",
     "CatalogError",
+    "Channel",
     "CohortFolder",
     "DeltaTable",
     "FileVolumes",
@@ -42,13 +45,17 @@ __all__ = [
     "Split",
     "State",
     "Structure",
+    "Study",
     "Submission",
     "Table",
+    "Verdict",
     "VolumeSource",
     "VoxloopError",
     "atomic_file",
+    "case_volumes",
     "current",
     "deterministic_uid",
+    "examine",
     "freeze",
     "import_nifti",
     "ingest",

@@ -14,13 +14,15 @@ from catalog import views
 from catalog.errors import CatalogError
 from catalog.index import Index, Indexed
 from catalog.schemas import LABELS, OBJECTS, PREDICTIONS, SCORES, SPLITS
-from catalog.sources import arranged, read_dataset, read_series
+from catalog.sources import arranged, read_dataset
 from catalog.store import Journal, adopt, finish, put
 from catalog.table import DeltaTable
+from catalog.volumes import parse, pick, read_volume
 
 if TYPE_CHECKING:
     import highdicom as hd
     from pydicom import Dataset
+    from pyspark.sql import SparkSession
 
 __all__ = ["Archive"]
 
@@ -78,27 +80,35 @@ class Archive:
         return [found.path for found in self._indexed(series_uid)]
 
     def volume(self, ref: str) -> "hd.Volume":
-        """As VolumeSource.volume; ``ref`` is a SeriesInstanceUID."""
-        return read_series(self.series_files(ref), about=ref)
+        """As VolumeSource.volume; ``ref`` is a SeriesInstanceUID, or names one volume of a series (``catalog.volumes``)."""
+        return read_volume(self.series_files(parse(ref)[0]), ref)
 
-    def sources(self, series_uid: str) -> "list[Dataset]":
-        """The headers of a series without pixels, in the order of the slices of ``volume``."""
-        headers = self._headers(series_uid)
-        return headers if _frames(headers) > 1 else arranged(headers, about=series_uid)[0]
+    def sources(self, ref: str) -> "list[Dataset]":
+        """The headers of ``volume``'s objects without pixels, in the order of its slices where every slice is an object."""
+        headers = self._headers(ref)
+        return headers if _frames(headers) > 1 else arranged(headers, about=ref)[0]
 
-    def geometry(self, series_uid: str) -> "hd.VolumeGeometry":
+    def geometry(self, ref: str) -> "hd.VolumeGeometry":
         """The grid of ``volume``, without reading pixels where every slice is a file."""
-        headers = self._headers(series_uid)
+        headers = self._headers(ref)
         if _frames(headers) > 1:
-            return self.volume(series_uid).get_geometry()
-        return arranged(headers, about=series_uid)[1]
+            return self.volume(ref).get_geometry()
+        return arranged(headers, about=ref)[1]
 
     def sql(self, query: str) -> pa.Table:
         """The answer of DuckDB to one query over the views of ``catalog.views``, read-only.
 
         CatalogError where DuckDB does not take it.
         """
-        return views.sql(self, query)
+        return views.query(self, query).read_all()
+
+    def query(self, query: str, *, spark: "SparkSession | None" = None) -> pa.RecordBatchReader:
+        """As ``sql``, in batches as they are asked for; by Spark's SQL where a session is given."""
+        if spark is not None:
+            from catalog import sparksql
+
+            return sparksql.query(spark, self, query)
+        return views.query(self, query)
 
     def own_folders(self) -> set[str]:
         """Folders that ``list_files`` is to skip: a home may lie below what is ingested, which may also lie inside it.
@@ -120,11 +130,14 @@ class Archive:
         with self._lock(fcntl.LOCK_SH):
             yield
 
-    def _headers(self, series_uid: str) -> "list[Dataset]":
+    def _headers(self, ref: str) -> "list[Dataset]":
         from pydicom import config
 
+        files = self.series_files(parse(ref)[0])
+        if "#" in ref:
+            files = list(dict.fromkeys(found.path for found in pick(files, ref).slices))
         with config.disable_value_validation():
-            return [read_dataset(path, pixels=False) for path in self.series_files(series_uid)]
+            return [read_dataset(path, pixels=False) for path in files]
 
     def _indexed(self, series_uid: str) -> list[Indexed]:
         self.home.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pydantic
 import yaml
 
+from catalog.channels import Channel, Prefer
+from catalog.dictionary import address
 from catalog.errors import CatalogError
 from catalog.labelset import LabelSet, Structure
 
@@ -20,11 +22,21 @@ _COLUMNS = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID")
 
 @dataclass(frozen=True)
 class Case:
-    """An image series of a cohort; ``patient_id`` is empty where the files have none."""
+    """An image series of a cohort; ``patient_id`` is empty where the files have none.
+
+    In a project with channels a case is a volume a channel: ``channels`` are their references in the project's order, and
+    ``series_uid`` is the first one's series, on whose grid the others are resampled.
+    """
 
     series_uid: str
     study_uid: str
     patient_id: str
+    channels: tuple[str, ...] = ()
+
+    @property
+    def refs(self) -> tuple[str, ...]:
+        """What ``VolumeSource.volume`` takes for each channel."""
+        return self.channels or (self.series_uid,)
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Project:
     """What a project file says. ``key`` stands in labels, predictions, scores and splits; ``cohort`` is SQL over
     ``catalog.views`` that gives SeriesInstanceUID, StudyInstanceUID and PatientID; ``plan`` are overrides that the plan's
     own module reads; ``model`` is the registered model's name; ``margin`` is the loss of Dice that the gate still calls
-    not inferior."""
+    not inferior; ``channels``, where there are any, make the series of a study one case."""
 
     key: str
     cohort: str
@@ -50,6 +62,7 @@ class Project:
     split: Split
     model: str
     margin: float
+    channels: tuple[Channel, ...] = ()
 
     @classmethod
     def load(cls, path: str | Path) -> "Project":
@@ -67,21 +80,36 @@ class Project:
             raise CatalogError(f"not YAML: {' '.join(str(problem).split())}", about=str(path)) from None
 
     def cases(self, archive: "Archive") -> list[Case]:
-        """The image series of the cohort as the catalog is now, by SeriesInstanceUID.
+        """The image series of the cohort as the catalog is now, by SeriesInstanceUID; with channels, the studies that have
+        a volume for each of them (``catalog.cases.examine`` says why the others do not).
 
         CatalogError where the SQL fails, lacks a column or gives a series twice.
         """
+        if self.channels:
+            from catalog.cases import examine
+
+            return sorted((case for study in examine(archive, self) for case in study.cases), key=lambda case: case.series_uid)
+        images = set(archive.sql("SELECT SeriesInstanceUID FROM series WHERE is_image")["SeriesInstanceUID"].to_pylist())
+        return [case for case in self.series(archive) if case.series_uid in images]
+
+    def series(self, archive: "Archive") -> list[Case]:
+        """What the cohort's SQL gives, each series a case, by SeriesInstanceUID. CatalogError as ``cases``."""
         found = archive.sql(self.cohort)
         lacking = [column for column in _COLUMNS if column not in found.column_names]
         if lacking:
             remedy = f"select {', '.join(_COLUMNS)}"
             raise CatalogError(f"the cohort lacks {', '.join(lacking)}", about=f"project {self.key}", remedy=remedy)
-        images = set(archive.sql("SELECT SeriesInstanceUID FROM series WHERE is_image")["SeriesInstanceUID"].to_pylist())
         rows = sorted((row[0], row[1], row[2] or "") for row in zip(*(found[c].to_pylist() for c in _COLUMNS), strict=True))
-        cases = [Case(*row) for row in rows if row[0] in images]
+        cases = [Case(*row) for row in rows]
         if len({case.series_uid for case in cases}) < len(cases):
             raise CatalogError("the cohort gives a series twice", about=f"project {self.key}", remedy="select it from `series`")
         return cases
+
+    def single_series(self, what: str) -> None:
+        """CatalogError where the project has channels: ``what`` takes one series a case so far."""
+        if self.channels:
+            remedy = "leave `channels` out of the project file; `voxloop cases` lists its cases meanwhile"
+            raise CatalogError(f"{what} takes cases of one series, not of channels", about=f"project {self.key}", remedy=remedy)
 
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # safe in a path, in SQL and in a model's URI
@@ -115,6 +143,29 @@ class _SplitIn(_Strict):
         return self
 
 
+_Wanted = str | int | float
+
+
+class _ChannelIn(_Strict):
+    name: Annotated[str, pydantic.Field(pattern=_NAME, max_length=64)]
+    where: Annotated[dict[str, _Wanted | Annotated[list[_Wanted], pydantic.Field(min_length=1)]], pydantic.Field(min_length=1)]
+    prefer: Prefer | None = None
+
+    @pydantic.field_validator("where")
+    @classmethod
+    def _names_attributes(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for keyword in given:
+            try:
+                address(keyword)
+            except CatalogError as problem:
+                raise ValueError(str(problem)) from None
+        return given
+
+    def channel(self) -> Channel:
+        listed = {keyword: given if isinstance(given, list) else [given] for keyword, given in self.where.items()}
+        return Channel(self.name, {keyword: tuple(map(str, wanted)) for keyword, wanted in listed.items()}, self.prefer)
+
+
 class _File(_Strict):
     key: Annotated[str, pydantic.Field(pattern=_NAME, max_length=63)]
     cohort: str
@@ -123,6 +174,14 @@ class _File(_Strict):
     split: _SplitIn = _SplitIn()
     model: Annotated[str, pydantic.Field(pattern=_NAME, max_length=128)]
     margin: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.02
+    channels: list[_ChannelIn] = []
+
+    @pydantic.field_validator("channels")
+    @classmethod
+    def _has_names_of_its_own(cls, given: list[_ChannelIn]) -> list[_ChannelIn]:
+        if len({channel.name for channel in given}) < len(given):
+            raise ValueError("two channels have one name")
+        return given
 
     @pydantic.field_validator("label_set")
     @classmethod
@@ -135,7 +194,8 @@ class _File(_Strict):
 
     def project(self) -> Project:
         split = Split(self.split.validation, self.split.holdout, self.split.seed)
-        return Project(self.key, self.cohort, _label_set(self.label_set), self.plan, split, self.model, self.margin)
+        channels = tuple(channel.channel() for channel in self.channels)
+        return Project(self.key, self.cohort, _label_set(self.label_set), self.plan, split, self.model, self.margin, channels)
 
 
 def _label_set(given: _LabelSetIn) -> LabelSet:

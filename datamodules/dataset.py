@@ -89,6 +89,7 @@ def build(
     A build that was interrupted goes on with the volumes that it lacks. A case whose image or label cannot be read is left
     out and named; DataError when no case is left.
     """
+    project.single_series("a dataset")
     if not cases:
         raise DataError("no labelled case", about=f"project {project.key}", remedy="label a case, then train")
     digest = _digest(cases, plan, project)

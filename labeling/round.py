@@ -67,6 +67,7 @@ class Round:
     """Round ``number`` (1, 2, …) of a project: ``k`` more series are labelled, a candidate is trained on all labels so far."""
 
     def __init__(self, place: Workplace, number: int, k: int) -> None:
+        place.project.single_series("a round")
         self.place, self.number, self.k = place, number, k
         self.key = f"{place.project.key}/round-{number}"
 

@@ -126,6 +126,7 @@ def score_pool(
 def _champion(archive: Archive, project: Project, tracking_uri: str, version: str | None = None) -> tuple[str, _Job]:
     from serving.model import intact
 
+    project.single_series("batch inference")
     registry = Registry(tracking_uri)
     version = version or registry.champion(project.model)
     if version is None:

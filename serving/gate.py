@@ -208,6 +208,7 @@ def evaluate(
     as none. For a candidate that its evidence has
     made champion already, that evidence is returned: the step may be repeated.
     """
+    project.single_series("the gate")
     model = project.model
     champion = registry.champion(model)
     if champion == candidate and (recorded := _recorded(registry, model, candidate)) is not None:

@@ -8,7 +8,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from catalog import Project
+from catalog import Archive, Project
 from voxloop.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +52,20 @@ def test_the_project_file_of_the_docs_loads(tmp_path: Path) -> None:
     path = tmp_path / "liver.yaml"
     path.write_text(block)
     assert Project.load(path).key == yaml.safe_load(block)["key"]
+
+
+def test_the_channels_of_the_docs_load(tmp_path: Path) -> None:
+    project, channels = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/project.md").read_text(), re.DOTALL)[:2]
+    (tmp_path / "p.yaml").write_text(project + channels)
+    assert [channel.name for channel in Project.load(tmp_path / "p.yaml").channels] == ["PET", "CT"]
+
+
+QUERIES = re.findall(r"```sql\n(.*?)```|voxloop sql \"(.*?)\"", "".join(page.read_text() for page in PAGES), re.DOTALL)
+
+
+@pytest.mark.parametrize("query", [block or words for block, words in QUERIES])
+def test_the_queries_of_the_docs_are_answered(query: str, home: Path) -> None:
+    assert Archive(home).sql(query).num_rows == 0
 
 
 @pytest.mark.parametrize("name", sorted([*COMMANDS, *(f"{group} {name}" for group in GROUPS for name in GROUPS[group])]))

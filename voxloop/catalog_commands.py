@@ -1,11 +1,15 @@
 """The commands over the catalog: files in, questions, files out."""
 
+from contextlib import ExitStack
+from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from voxloop import console
+from voxloop.answer import Format, show, write
 from voxloop.command import HomeOption, JsonOption, app, existing, guarded, open_archive, spark_session
 from voxloop.errors import FrontDoorError
 from voxloop.settings import read
@@ -15,6 +19,13 @@ if TYPE_CHECKING:
     from voxloop.settings import Settings
 
 __all__: list[str] = []
+
+
+class Engine(StrEnum):
+    """What answers SQL."""
+
+    DUCKDB = "duckdb"
+    SPARK = "spark"
 
 
 @app.command("import-nifti")
@@ -168,16 +179,68 @@ def sql(
     query: Annotated[
         str, typer.Argument(help="SQL over object_catalog, instances, series, studies, labels, predictions, scores.")
     ],
+    engine: Annotated[Engine, typer.Option(help="DuckDB in this process, or Spark.")] = Engine.DUCKDB,
+    form: Annotated[Format, typer.Option("--format", help="How the rows are given.")] = Format.TABLE,
+    out: Annotated[Path | None, typer.Option(help="The file for json, csv or parquet; else standard output.")] = None,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Ask the catalog, read-only."""
-    rows = open_archive(existing(home)).sql(query).to_pylist()
+    """Ask the catalog, read-only: one query, dicom_tag(meta, 'ConvolutionKernel') for any attribute of a header."""
+    if form is Format.TABLE and (json or out):
+        form = Format.JSON if json and not out else _by_name(out)
+    settings = existing(home)
+    with ExitStack() as opened:
+        archive = open_archive(settings)
+        spark = opened.enter_context(spark_session(settings, warm=False)) if engine is Engine.SPARK else None
+        rows = archive.query(query, spark=spark)
+        if form is Format.TABLE:
+            show(rows)
+            return
+        count = write(rows, form, out)
+    if out:
+        console.note(f"{count} row{'' if count == 1 else 's'} in {out}")
+        if json:
+            console.emit({"out": str(out), "count": count})
+
+
+@app.command()
+@guarded
+def cases(
+    project: Annotated[Path, typer.Argument(help="Project file (YAML).")],
+    explain: Annotated[bool, typer.Option("--explain", help="Say of every series which case it is in, or why none.")] = False,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List the cases that a project's rules make of its cohort, and the studies that they refuse, with the reason."""
+    from catalog import Project, examine
+
+    rules = Project.load(project)
+    names = [channel.name for channel in rules.channels] or ["image"]
+    studies = list(examine(open_archive(existing(home)), rules))
+    listed = [(case, dict(zip(names, case.refs, strict=True))) for study in studies for case in study.cases]
+    refusals = [{"study_uid": study.study_uid, "reason": study.reason} for study in studies if study.reason]
     if json:
-        console.emit({"rows": rows})
+        verdicts = [{"study_uid": study.study_uid, **asdict(found)} for study in studies for found in study.verdicts]
+        told = [{**asdict(case), "channels": channels} for case, channels in listed]
+        console.emit({"cases": told, "refused": refusals, **({"series": verdicts} if explain else {})})
         return
-    console.records(rows)
-    console.note(f"{len(rows)} row{'' if len(rows) == 1 else 's'}")
+    console.records([{"study_uid": case.study_uid, "patient_id": case.patient_id, **channels} for case, channels in listed])
+    for study in studies if explain else ():
+        console.plain(f"\nstudy {study.study_uid}")
+        for found in study.verdicts:
+            fate = f"in: {found.channel}" if found.channel else f"out: {found.reason}"
+            console.plain(f"  {found.ref}  {found.modality} {found.description!r}  {fate}")
+    for refusal in refusals:
+        console.plain(f"refused: study {refusal['study_uid']}: {refusal['reason']}")
+    console.note(f"{len(listed)} case{'' if len(listed) == 1 else 's'} of {len(studies)} studies, {len(refusals)} refused")
+
+
+def _by_name(out: Path | None) -> Format:
+    """The format that a file's name ends with."""
+    ending = (out.suffix if out else "").removeprefix(".").lower()
+    if ending not in {form.value for form in Format if form is not Format.TABLE}:
+        raise FrontDoorError("a table is for the screen", about=str(out), remedy="add --format json, csv or parquet")
+    return Format(ending)
 
 
 @app.command()

@@ -23,10 +23,13 @@ __all__ = ["app", "main"]
 ProjectArgument = Annotated[Path, typer.Argument(help="Project file (YAML).")]
 
 
-def _project(path: Path) -> "Project":
+def _project(path: Path, what: str) -> "Project":
+    """The project of a file, for ``what`` takes single series so far: before anything is started."""
     from catalog import Project
 
-    return Project.load(path)
+    loaded = Project.load(path)
+    loaded.single_series(what)
+    return loaded
 
 
 @app.command()
@@ -55,7 +58,7 @@ def batch_infer(project: ProjectArgument, home: HomeOption = None, json: JsonOpt
     from voxloop.home import only_one
     from voxloop.tracking import tracking_server
 
-    settings, loaded = read(home), _project(project)
+    settings, loaded = read(home), _project(project, "batch inference")
     archive = open_archive(settings)
     servers = (only_one(settings.home), tracking_server(settings))
     with servers[0], servers[1] as uri, spark_session(settings) as spark, console.stage("predict") as report:
@@ -81,7 +84,7 @@ def gate(
     from serving import Registry, evaluate
     from voxloop.tracking import tracking_server
 
-    settings, loaded = read(home), _project(project)
+    settings, loaded = read(home), _project(project, "the gate")
     archive = open_archive(settings)
     with tracking_server(settings) as uri, console.stage("compare on the holdout") as report:
         evidence = evaluate(archive, loaded, Registry(uri), version, progress=report)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from catalog.progress import Progress as Report
 
@@ -47,18 +48,25 @@ def records(rows: Sequence[Mapping[str, Any]]) -> None:
     for name in rows[0] if rows else ():
         shown.add_column(str(name), no_wrap=True)
     for row in rows:
-        shown.add_row(*(str(value) for value in row.values()))
+        shown.add_row(*(Text(_short(_cell(value), 80)) for value in row.values()))
     needed = Measurement.get(screen, screen.options.update(max_width=100_000), shown).maximum
     if shown.columns and needed <= screen.width:
         screen.print(shown)
         return
     for row in rows:
         width = max(map(len, row))
-        print("\n".join(f"{name:{width}}  {_short(str(value))}" for name, value in row.items()), end="\n\n")
+        print("\n".join(f"{name:{width}}  {_short(_cell(value), 200)}" for name, value in row.items()), end="\n\n")
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]} … ({len(text)} characters)"
+def _cell(value: Any) -> str:
+    """A value on one line; nothing where there is none."""
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell(part) for part in value)
+    return "" if value is None else " ".join(str(value).split())
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]} … ({len(text)} characters)"
 
 
 def plain(text: str) -> None:

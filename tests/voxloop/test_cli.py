@@ -1,5 +1,6 @@
 """Every mistake ends with one line that names the file and the remedy, a status that is not 0, and nothing half-written."""
 
+import csv
 import json
 import os
 import socket
@@ -7,9 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import highdicom as hd
 import nibabel as nib
 import numpy as np
+import pyarrow.parquet as pq
+import pydicom
 import pytest
+
+from catalog import Archive, write_series
 
 VOXLOOP = [sys.executable, "-m", "voxloop"]
 
@@ -105,6 +111,96 @@ def test_rows_come_as_one_json_object(tmp_path: Path) -> None:
     (tmp_path / "home" / "tables").mkdir(parents=True)
     asked = voxloop("sql", "select count(*) as n from object_catalog", "--json", home=tmp_path / "home")
     assert json.loads(asked.stdout) == {"rows": [{"n": 0}]}
+
+
+TYPES = "select date '2024-02-29' as d, [1, 2] as l, 'AB'::blob as b, 1::hugeint as h, null as n, 'a,\"b' as t"
+
+
+def test_json_holds_every_type(tmp_path: Path) -> None:
+    (tmp_path / "home" / "tables").mkdir(parents=True)
+    asked = voxloop("sql", TYPES, "--json", home=tmp_path / "home")
+    (row,) = json.loads(asked.stdout)["rows"]
+    assert row == {"d": "2024-02-29", "l": [1, 2], "b": "QUI=", "h": 1, "n": None, "t": 'a,"b'}
+
+
+def test_rows_go_into_files(tmp_path: Path) -> None:
+    (tmp_path / "home" / "tables").mkdir(parents=True)
+    many = "select i, [i, i] as pair from range(25000) as r(i)"
+    for name, read in (("a.parquet", lambda path: pq.read_table(path).num_rows), ("a.json", _json_rows), ("a.csv", _csv_rows)):
+        done = voxloop("sql", many, "--out", tmp_path / name, "--json", home=tmp_path / "home")
+        assert json.loads(done.stdout) == {"out": str(tmp_path / name), "count": 25_000}, done.stderr
+        assert read(tmp_path / name) == 25_000
+    shown = voxloop("sql", TYPES, "--format", "csv", home=tmp_path / "home").stdout
+    assert list(csv.reader(shown.splitlines())) == [
+        ["d", "l", "b", "h", "n", "t"],
+        ["2024-02-29", "[1,2]", "QUI=", "1", "", 'a,"b'],
+    ]
+
+
+def _json_rows(path: Path) -> int:
+    rows = json.loads(path.read_text())["rows"]
+    assert rows[1] == {"i": 1, "pair": [1, 1]}
+    return len(rows)
+
+
+def _csv_rows(path: Path) -> int:
+    return len(path.read_text().splitlines()) - 1
+
+
+def test_an_answer_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    (tmp_path / "home" / "tables").mkdir(parents=True)
+    late = "select case when i = 999999 then error('late') else 'x' end as v from range(1000000) as r(i)"
+    refused(voxloop("sql", late, "--out", tmp_path / "out" / "a.csv", home=tmp_path / "home"), "late")
+    assert files(tmp_path / "out") == []
+    refused(voxloop("sql", "select 1", "--format", "parquet", home=tmp_path / "home"), "--out")
+    refused(voxloop("sql", "select 1", "--out", tmp_path / "a.xlsx", home=tmp_path / "home"), "a.xlsx", "--format")
+    refused(voxloop("sql", "drop view instances", home=tmp_path / "home"), "read-only")
+
+
+def test_a_screen_shows_the_first_rows_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "home" / "tables").mkdir(parents=True)
+    done = voxloop("sql", "select i, repeat('x', 500) as w from range(3000) as r(i)", home=tmp_path / "home")
+    assert "(500 characters)" in done.stdout and "999" in done.stdout and "1000 " not in done.stdout.replace("1000 rows", "")
+    assert "the first 1000 rows" in done.stderr
+
+
+@pytest.mark.slow
+def test_spark_answers_too(tmp_path: Path) -> None:
+    (tmp_path / "home" / "tables").mkdir(parents=True)
+    asked = voxloop("sql", "select count(*) as n from object_catalog", "--engine", "spark", "--json", home=tmp_path / "home")
+    assert json.loads(asked.stdout) == {"rows": [{"n": 0}]}
+    refused(voxloop("sql", "drop view studies", "--engine", "spark", home=tmp_path / "home"), "not one query")
+
+
+PROJECT = """
+key: t
+cohort: select SeriesInstanceUID, StudyInstanceUID, PatientID from series
+channels: [{name: image, where: {Modality: %s}}]
+label_set: {name: t, structures: [{name: lesion, value: 1, code: [SCT, "52988006", Lesion], color: [200, 80, 60]}]}
+model: t
+"""
+
+
+def test_cases_are_listed_with_the_reasons(tmp_path: Path) -> None:
+    volume = hd.Volume(np.zeros((3, 4, 5), np.float32), np.eye(4), "PATIENT")
+    uid = write_series(volume, tmp_path / "made", patient_id="P", case="c")
+    stored = [pydicom.dcmread(file) for file in files(tmp_path / "made")]
+    Archive(tmp_path / "home").store(stored, folder="stow", writer="w")
+    (tmp_path / "mr.yaml").write_text(PROJECT % "MR")
+    (tmp_path / "ct.yaml").write_text(PROJECT % "CT")
+    found = json.loads(voxloop("cases", tmp_path / "mr.yaml", "--explain", "--json", home=tmp_path / "home").stdout)
+    assert [case["channels"] for case in found["cases"]] == [{"image": uid}] and found["refused"] == []
+    assert [(verdict["ref"], verdict["channel"]) for verdict in found["series"]] == [(uid, "image")]
+    assert uid in voxloop("cases", tmp_path / "mr.yaml", home=tmp_path / "home").stdout
+    none = voxloop("cases", tmp_path / "ct.yaml", "--explain", home=tmp_path / "home")
+    assert none.returncode == 0 and "no volume fits channel image" in none.stderr
+    assert "Modality is MR, not CT" in none.stderr
+    refused(voxloop("cases", tmp_path / "no.yaml", home=tmp_path / "home"), tmp_path / "no.yaml")
+
+
+def test_what_takes_single_series_refuses_channels(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(PROJECT % "MR")
+    refused(voxloop("batch-infer", tmp_path / "p.yaml", home=tmp_path / "home"), "project t", "channels")
 
 
 def test_a_receipt_of_no_prediction(tmp_path: Path) -> None:
