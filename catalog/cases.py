@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import orjson
 
+from catalog._query import quoted
 from catalog.channels import Channel
 from catalog.project import Case, Project
 from catalog.slices import Slice, number, slices
@@ -91,7 +92,7 @@ def case_volumes(source: "VolumeSource", case: Case) -> "list[hd.Volume]":
 
 def _headers(archive: "Archive", studies: Sequence[str], keywords: set[str]) -> dict[str, dict[str, list[Slice]]]:
     """StudyInstanceUID → SeriesInstanceUID → slices of the current objects."""
-    listed = ", ".join("'" + uid.replace("'", "''") + "'" for uid in studies)
+    listed = ", ".join(quoted(uid) for uid in studies)
     columns = "StudyInstanceUID, SeriesInstanceUID, path, meta"
     found: dict[str, dict[str, list[Slice]]] = {}
     for batch in archive.query(f"SELECT {columns} FROM instances WHERE StudyInstanceUID IN ({listed})"):

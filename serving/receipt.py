@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catalog import CatalogError
+from catalog import CatalogError, quoted
 from catalog.labelset import LabelSet, Structure
 from catalog.schemas import PREDICTIONS
 from catalog.uids import deterministic_uid
@@ -160,7 +160,7 @@ def segmentation(
 
 def receipt(archive: "Archive", sop_uid: str) -> Receipt:
     """The receipt of a stored prediction, every step recomputed. ServingError where there is no such prediction."""
-    found = archive.predictions.scan(PREDICTIONS.names, where=f"sop_uid = {_quoted(sop_uid)}").read_all().to_pylist()
+    found = archive.predictions.scan(PREDICTIONS.names, where=f"sop_uid = {quoted(sop_uid)}").read_all().to_pylist()
     if not found:
         raise ServingError("no such prediction", about=sop_uid, remedy="voxloop sql 'select sop_uid from predictions'")
     row = {**found[0], "volumes_ml": dict(found[0]["volumes_ml"])}
@@ -181,7 +181,7 @@ def receipt(archive: "Archive", sop_uid: str) -> Receipt:
 def _labels(archive: "Archive", label_ids: Sequence[str]) -> list[dict[str, Any]]:
     if not label_ids:
         return []
-    wanted = ", ".join(map(_quoted, label_ids))
+    wanted = ", ".join(map(quoted, label_ids))
     columns = ("label_id", "series_uid", "seg_uid", "author", "role", "created_at")
     rows: list[dict[str, Any]] = archive.labels.scan(columns, where=f"label_id IN ({wanted})").read_all().to_pylist()
     return sorted(rows, key=lambda label: str(label["label_id"]))
@@ -212,7 +212,7 @@ def _check_seg(archive: "Archive", row: Mapping[str, Any]) -> str:
     from catalog.walk import walk
 
     path = _stored(archive, row["sop_uid"]).path
-    metas = archive.objects.scan(("meta", "ingested_at"), where=f"path = {_quoted(path)}").read_all().to_pylist()
+    metas = archive.objects.scan(("meta", "ingested_at"), where=f"path = {quoted(path)}").read_all().to_pylist()
     _, header = walk(path).parts
     if json.loads(header) != json.loads(max(metas, key=lambda m: m["ingested_at"])["meta"]):
         return "the DICOM SEG's header was changed"
@@ -257,7 +257,3 @@ def _check_labels(archive: "Archive", row: Mapping[str, Any]) -> str:
 
 def _source_digest(uids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(uids)).encode()).hexdigest()
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -14,7 +14,8 @@ from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRLittleEndian
 
 from catalog import Archive, Case, CatalogError, Project, Study, case_volumes, deterministic_uid, examine
-from catalog.objects import commit_absent, list_files, rows
+from catalog.files import list_files
+from catalog.objects import commit_absent, rows
 from catalog.series import as_series
 from catalog.table import write_part
 from catalog.volumes import parse
@@ -464,7 +465,7 @@ def petct(archive: Archive, data: Callable[[str], Path]) -> Iterator[Archive]:
     folder = data("acrin_nsclc_petct_seg")
     archive.objects.create()
     part = write_part(rows(list(list_files(folder)), folder), archive.objects.path)
-    commit_absent(archive.objects, [part], prefix=str(folder), writer="w", read=archive.objects.version())
+    commit_absent(archive.objects, [part], writer="w", read=archive.objects.version())
     return archive
 
 

@@ -294,7 +294,7 @@ def catalogued(archive: Archive, files: list[Listed], root: str) -> None:
     """What ingest does, in this process."""
     archive.objects.create()
     part = write_part(rows(files, root), archive.objects.path)
-    commit_absent(archive.objects, [part], prefix=root, writer=os.urandom(8).hex(), read=archive.objects.version())
+    commit_absent(archive.objects, [part], writer=os.urandom(8).hex(), read=archive.objects.version())
 
 
 def test_a_series_of_files_without_preamble_is_read(noise: Noise, tmp_path: Path, home: Path) -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 from pydicom.encaps import encapsulate, generate_frames
 
 from catalog import Archive, CatalogError, LabelSet, deterministic_uid, ingest, seg
+from catalog.files import listed
 from catalog.frames import ImageFile
-from catalog.objects import listed
 from catalog.thumbnail import thumbnail
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import pytest
 from pydicom.dataset import Dataset
 
 from catalog import Archive, CatalogError
-from catalog.objects import commit_absent, list_files, rows
+from catalog.files import list_files
+from catalog.objects import commit_absent, rows
 from catalog.schemas import OBJECTS
 from catalog.table import write_part
 
@@ -217,7 +218,7 @@ class TestSpark(Answers):
         archive, folder = Archive(home), data("odd_dicom")
         archive.objects.create()
         part = write_part(rows(list(list_files(folder)), folder), archive.objects.path)
-        commit_absent(archive.objects, [part], prefix=str(folder), writer="w", read=archive.objects.version())
+        commit_absent(archive.objects, [part], writer="w", read=archive.objects.version())
         names = ("PatientName", "ImageType", "SOPClassUID", "StudyDate", "Rows", "PixelSpacing", "WindowCenter")
         columns = ", ".join(f"dicom_tag(meta, '{name}') AS {name}, dicom_tags(meta, '{name}') AS {name}s" for name in names)
         query = f"SELECT path, {columns} FROM object_catalog WHERE meta IS NOT NULL ORDER BY path"
