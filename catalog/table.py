@@ -30,6 +30,10 @@ _SETTINGS = {
 }
 
 
+_GROUP = 5000
+"""Rows of a group in merged files: what a reader with a condition skips or reads."""
+
+
 class Table(Protocol):
     """Rows that are only ever added, in versions that stay readable."""
 
@@ -161,14 +165,30 @@ class DeltaTable:
         return self._parts(-1, version)  # what merged them has been cleared away since; the parts themselves stay
 
     def optimize(self, order: Sequence[str] = ()) -> int:
-        """Merge small files, and lay rows near in all columns of ``order`` near each other (Z-order); the version after it.
+        """Merge small files; with ``order`` lay all rows anew, those near in all of its columns near each other (Z-order, which
+        holds the table in memory, and sees the first characters of a text: dates, not UIDs). The version after it.
 
-        Rows and earlier versions stay as they are. Writers need not wait.
+        Rows and earlier versions stay as they are. Writers need not wait. CatalogError where a column is not there.
         """
+        from deltalake import WriterProperties
+        from deltalake.exceptions import DeltaError
+
         delta = self._open(create=True)
-        with full_disk(self.path):
-            delta.optimize.z_order(list(order)) if order else delta.optimize.compact()
-            delta.create_checkpoint()
+        unknown = [column for column in order if column not in self._grown().names]
+        if unknown:
+            raise CatalogError(f"no column {', '.join(unknown)}", about=str(self.path), remedy="name columns of the table")
+        laid = WriterProperties(max_row_group_size=_GROUP, compression="ZSTD")
+        try:
+            with full_disk(self.path):
+                delta.optimize.z_order(list(order), writer_properties=laid) if order else delta.optimize.compact(
+                    writer_properties=laid
+                )
+                delta.create_checkpoint()
+        except DeltaError as problem:
+            remedy = "nothing was changed; run it again"
+            raise CatalogError(
+                f"cannot be optimized: {str(problem).splitlines()[0]}", about=str(self.path), remedy=remedy
+            ) from None
         return self.version()
 
     def vacuum(self, *, hours: int = 24, dry_run: bool = False) -> list[str]:

@@ -126,15 +126,21 @@ app.add_typer(catalog_app, name="catalog")
 
 @catalog_app.command()
 @guarded
-def optimize(home: HomeOption = None, json: JsonOption = False) -> None:
-    """Merge the table's small files, lay studies together (Z-order), and clear away what no version holds.
+def optimize(
+    z_order: Annotated[
+        str, typer.Option(help="Columns, as StudyDate,Modality: lay rows near in all of them together; needs memory.")
+    ] = "",
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Merge the table's small files, and clear away what no version holds.
 
     Every version that a run or a receipt names stays readable.
     """
     archive = open_archive(existing(home))
     before = len(archive.objects.files())
     with console.stage("optimize"):
-        version = archive.objects.optimize(("StudyInstanceUID", "SeriesInstanceUID"))
+        version = archive.objects.optimize([column for column in z_order.split(",") if column])
         removed = archive.objects.vacuum()
     after = len(archive.objects.files())
     console.note(f"{before} files became {after}, {len(removed)} unused ones were removed")

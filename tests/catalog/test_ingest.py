@@ -3,6 +3,7 @@ import io
 import os
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -155,6 +156,40 @@ def test_many_commits_are_one_ingest(spark: "SparkSession", home: Path, folder: 
     report = ingest(spark, archive, folder, progress=lambda done, total: seen.append((done, total)))
     assert (report.found, report.added, report.version) == (14, 14, 3) and seen[-1] == (14, 14)
     assert ingest(spark, archive, folder).unchanged == 14
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from catalog import Archive, ingest
+from catalog.table import DeltaTable
+from voxloop.spark import session
+
+home, folder = sys.argv[1:]
+sys.modules["catalog.ingest"].FILES_A_COMMIT = 5
+committed, commits = DeltaTable.commit, []
+
+def commit(table, parts, **options):
+    commits.append(parts)
+    if len(commits) == 2:
+        os.kill(os.getpid(), 9)
+    return committed(table, parts, **options)
+
+DeltaTable.commit = commit
+ingest(session(scratch=Path(home) / "spark", warm=False), Archive(home), folder)
+"""
+
+
+def test_a_killed_ingest_is_run_again(spark: "SparkSession", home: Path, folder: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(home), str(folder)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr[-2000:]
+    archive = Archive(home)
+    assert archive.sql("SELECT count(*) n FROM object_catalog")["n"].to_pylist() == [5]
+    report = ingest(spark, archive, folder)
+    assert (report.found, report.added, report.unchanged) == (14, 9, 5)
+    assert archive.sql("SELECT count(DISTINCT path) n FROM object_catalog")["n"].to_pylist() == [14]
+    assert archive.objects.vacuum(hours=0), "what the killed one wrote and never committed"
 
 
 def test_archives_are_unpacked_once_and_their_files_have_rows(spark: "SparkSession", home: Path, folder: Path) -> None:
