@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["FileVolumes", "VolumeSource", "arranged", "gone", "in_slice_order", "read_dataset", "read_series"]
 
 
+_DRIFT = 0.1
+"""Pixels that a slice may lie beside its place."""
+
+
 class VolumeSource(Protocol):
     """Something that can be asked for an image by a reference."""
 
@@ -138,9 +142,20 @@ def arranged(headers: Sequence["Dataset"], *, about: str) -> "tuple[list[Dataset
             coordinate_system="PATIENT",
             frame_of_reference_uid=first.get("FrameOfReferenceUID"),
         )
+        _refuse_drift(ordered, grid)
     except (AttributeError, ValueError, TypeError) as problem:
         raise CatalogError(f"not one regular volume: {_line(problem)}", about=about) from problem
     return ordered, grid
+
+
+def _refuse_drift(ordered: Sequence["Dataset"], grid: "hd.VolumeGeometry") -> None:
+    """ValueError where slices lie further beside their place on ``grid`` than _DRIFT pixels: a tilted gantry."""
+    stored = np.array([header.ImagePositionPatient for header in ordered], float)
+    placed = grid.map_indices_to_reference(np.array([[index, 0, 0] for index in range(len(ordered))]))
+    within = (stored - placed) @ (grid.affine[:3, 1:3] / np.linalg.norm(grid.affine[:3, 1:3], axis=0))
+    drift = float(np.abs(within).max())
+    if drift > _DRIFT * min(grid.spacing[1:]):
+        raise ValueError(f"the gantry was tilted: slices lie up to {drift:.2f} mm beside their normal")
 
 
 def in_slice_order(headers: Sequence["Dataset"], *, about: str) -> "list[Dataset]":

@@ -125,3 +125,14 @@ def test_real_series_are_read(data: Callable[[str], Path]) -> None:
     ct = read(folder / "CT_CT-IMAGES_94858561")
     assert ct.spatial_shape == (135, 512, 512)
     assert -1100 < float(np.median(ct.array)) < 100
+
+
+def test_a_slightly_tilted_gantry_is_refused(noise: Noise, tmp_path: Path) -> None:
+    write_series(noise(), tmp_path / "s", patient_id="p", case="c")
+    for index, path in enumerate(sorted((tmp_path / "s").iterdir())):
+        dataset = pydicom.dcmread(path)
+        x, y, z = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, float(y) + 0.03 * index, z]  # 0.7 degrees
+        dataset.save_as(path)
+    with pytest.raises(CatalogError, match=r"the gantry was tilted: slices lie up to 0\.15 mm beside"):
+        FileVolumes().volume(str(tmp_path / "s"))
