@@ -81,6 +81,7 @@ STATE = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("shape", _TEXT, nullable=False),
+    sa.Column("followed", _TEXT, nullable=False),
 )
 
 
@@ -159,7 +160,7 @@ _TRIGRAMS = (
 def create(connection: sa.Connection) -> None:
     """Make the tables, empty, at version -1."""
     METADATA.create_all(connection)
-    connection.execute(STATE.insert().values(id=1, version=-1, shape=SHAPE))
+    connection.execute(STATE.insert().values(id=1, version=-1, shape=SHAPE, followed=""))
     if connection.dialect.name == "sqlite":
         for statement in _TRIGRAMS:
             connection.exec_driver_sql(statement)

@@ -1,6 +1,7 @@
 """One home: its tables, its stored objects, its index, its volumes."""
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +52,8 @@ class Archive:
         self.predictions = DeltaTable(tables / "predictions", PREDICTIONS)
         self.scores = DeltaTable(tables / "scores", SCORES)
         self.splits = DeltaTable(tables / "splits", SPLITS)
-        own = "index.db" if self.objects.path == tables / "object_catalog" else f"index-{self.objects.path.name}.db"
+        digest = hashlib.sha256(str(self.objects.path).encode()).hexdigest()[:12]
+        own = "index.db" if self.objects.path == tables / "object_catalog" else f"index-{digest}.db"
         self.index = Index(index_url or sa.URL.create("sqlite", database=str(self.home / own)))
 
     def __repr__(self) -> str:
@@ -115,7 +117,11 @@ class Archive:
 
         What was unpacked is listed with its archive.
         """
-        own = [self.home, *(self.home / name for name in ("tables", "journal", "mlflow", "datasets", "spark", "logs"))]
+        own = [
+            self.home,
+            self.objects.path,
+            *(self.home / name for name in ("tables", "journal", "mlflow", "datasets", "spark", "logs")),
+        ]
         made = [self.volume_folder / name for name in ("unzipped", "checkpoints", "thumbnails")]
         return {str(folder.resolve()) for folder in (*own, *made)}
 

@@ -13,8 +13,9 @@ import pyarrow as pa
 from catalog.archive import Archive
 from catalog.conflicts import Settler
 from catalog.errors import CatalogError
+from catalog.files import exists, located
 from catalog.listing import PATHS, Wanted, list_all, new_folder, write_listing
-from catalog.objects import absent, commit_absent
+from catalog.objects import absent, commit_absent, once
 from catalog.schemas import OBJECTS
 from catalog.table import DeltaTable, Part, write_part
 
@@ -87,11 +88,18 @@ class Catalog:
             return _frame(self.spark, write_listing(files, root, folder, detect=detectFileType), PATHS)
         if triggerProcessingTime and triggerAvailableNow:
             raise CatalogError("two triggers", about=str(path), remedy="give triggerProcessingTime or triggerAvailableNow")
+        if maxFilesPerTrigger < 1:
+            raise CatalogError(f"maxFilesPerTrigger={maxFilesPerTrigger}", about=str(path), remedy="give 1 or more")
+        if not exists(located(path)):
+            raise CatalogError("no such folder or file", about=str(path), remedy="check the path")
         from catalog.streaming import Stream
 
         base = Path(streamCheckpointBasePath or self.archive.volume_folder / "checkpoints")
-        name = f"{self.archive.objects.path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-        self._stream = Stream(self.archive, wanted, base / name, maxFilesPerTrigger, triggerProcessingTime)
+        objects = self.archive.objects
+        objects.create()
+        told = "\0".join((located(path), str(objects.path), objects.identity()))
+        folder = base / f"{objects.path.name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+        self._stream = Stream(self.archive, wanted, folder, maxFilesPerTrigger, triggerProcessingTime)
         return self._stream.frame(self.spark)
 
     def save(
@@ -107,13 +115,15 @@ class Catalog:
         if mode != "append":
             raise CatalogError(f"mode {mode!r}", about=repr(self), remedy="the table only grows: use append, or a new table")
         archive = self.archive if table is None else Archive(self.archive.home, table=_folder(table))
-        lacking = [name for name in ("path", "meta", "status", "ingested_at") if name not in df.columns]
+        lacking = [name for name in OBJECTS.names if name not in df.columns]
         if lacking:
             remedy = "save what DicomMetaExtractor(catalog).transform(df) returns"
             raise CatalogError(f"no column {', '.join(lacking)}", about=repr(self), remedy=remedy)
         if df.isStreaming:
-            if self._stream is None:
-                raise CatalogError("not a stream of this catalog", about=repr(self), remedy="make it by catalog()")
+            if self._stream is None or table is not None:
+                raise CatalogError(
+                    "not a stream of this catalog", about=repr(self), remedy="catalog(streaming=True) of the same Catalog"
+                )
             return self._stream.save(df, lambda batch, writer, number: _append(archive, batch, writer, number, mergeSchema))
         return _append(archive, df, f"save/{uuid.uuid4()}", 0, mergeSchema)
 
@@ -128,7 +138,11 @@ def _folder(name: str) -> str:
     """A path as it is; of a name its last part."""
     if "://" in name:
         raise CatalogError("tables and volumes lie in folders", about=name, remedy="mount it, and give the folder's path")
-    return name if os.path.isabs(name) else name.rpartition(".")[2]
+    if os.path.isabs(name):
+        return name
+    if not (last := name.rpartition(".")[2]) or os.sep in name:
+        raise CatalogError("neither a name nor an absolute path", about=name or "''", remedy="give a name, or the whole path")
+    return last
 
 
 def _frame(spark: "SparkSession", files: Sequence[str], schema: pa.Schema) -> "DataFrame":
@@ -136,7 +150,8 @@ def _frame(spark: "SparkSession", files: Sequence[str], schema: pa.Schema) -> "D
     from pyspark.sql.pandas.types import from_arrow_schema
 
     structure = from_arrow_schema(schema)
-    return spark.read.schema(structure).parquet(*files) if files else spark.createDataFrame([], structure)
+    reader = spark.read.schema(structure).option("__globPaths__", "false")  # a folder may be called b[1]
+    return reader.parquet(*files) if files else spark.createDataFrame([], structure)
 
 
 def _append(archive: Archive, df: "DataFrame", writer: str, batch: int, grow: bool) -> int:
@@ -151,15 +166,26 @@ def _append(archive: Archive, df: "DataFrame", writer: str, batch: int, grow: bo
     own = {field.name: field for field in [*OBJECTS]}
     given = to_arrow_schema(df.schema, timezone="UTC")
     extra = [field.with_nullable(True) for field in given if field.name not in own] if grow else []
+    _refuse_other_types(archive, extra)
     objects.grow(extra)
     schema = pa.schema([field for field in [*OBJECTS, *extra] if field.name in given.names])
     written = df.mapInArrow(_writer(str(objects.path), schema), "name string, size long, rows long")
     parts = [Part(part.name, part.size, part.rows) for part in written.collect()]
     read = max(objects.version(), 0)
-    fresh = absent(objects, parts, read)
+    fresh = absent(objects, once(objects, parts), read)
     settle = Settler(archive, df.sparkSession).settle
     version, _ = commit_absent(objects, fresh, writer=writer, batch=batch, read=read, settle=settle)
     return version
+
+
+def _refuse_other_types(archive: Archive, columns: Sequence[pa.Field]) -> None:
+    """CatalogError where the table has one of ``columns`` by another type, or in other case: rows are never changed again."""
+    there = {field.name.lower(): field for field in archive.objects.dataset(-1).schema}
+    for column in columns:
+        known = there.get(column.name.lower())
+        if known and (known.name != column.name or known.type != column.type):
+            problem = f"the column {column.name} is {column.type} here, and {known.name} is {known.type} in the table"
+            raise CatalogError(problem, about=str(archive.objects.path), remedy="cast it, or give it another name")
 
 
 def _writer(folder: str, schema: pa.Schema) -> Any:

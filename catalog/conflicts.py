@@ -2,20 +2,21 @@
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from catalog._query import connect, quoted
+from catalog._element import file_tag
+from catalog._query import connect
 from catalog.errors import CatalogError
 from catalog.files import located, open_binary
-from catalog.schemas import OBJECTS
 from catalog.table import Part, write_part
 from catalog.walk import walk
 
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 
     from catalog.archive import Archive
 
-__all__ = ["Settler", "pixel_hashes", "resolve"]
+__all__ = ["Settler", "Shown", "resolve", "shown"]
 
 _RECURRING = """
 SELECT sop FROM (
-    SELECT SOPInstanceUID AS sop, path FROM fresh WHERE status = 'ok'
-    UNION SELECT o.SOPInstanceUID, o.path FROM (SELECT SOPInstanceUID, path FROM objects) o
+    SELECT SOPInstanceUID AS sop, path, modificationTime, length FROM fresh WHERE status = 'ok'
+    UNION SELECT * FROM (SELECT SOPInstanceUID, path, modificationTime, length FROM objects) o
     SEMI JOIN (SELECT SOPInstanceUID FROM fresh WHERE status = 'ok') f USING (SOPInstanceUID)
 ) GROUP BY sop HAVING count(*) > 1
 """
@@ -42,6 +43,18 @@ SELECT * FROM (
     QUALIFY row_number() OVER (PARTITION BY path ORDER BY ingested_at DESC) = 1
 ) SEMI JOIN recurring USING (sop) WHERE status = 'ok' ORDER BY ingested_at DESC, path DESC
 """
+
+
+_PLACE = [
+    file_tag(tag)
+    for tag in (0x00080016, 0x00200032, 0x00200037, 0x00280030, 0x00281052, 0x00281053, 0x00620002, 0x52009229, 0x52009230)
+]
+"""SOP Class, position, orientation, spacing, rescale, segments, functional groups: the bits of two masks can be equal and still
+belong to other segments or slices."""
+
+_WRITTEN = {file_tag(tag) for tag in (0x00020000, 0x00020003, 0x00020012, 0x00020013, 0x00020016)}
+_WRITTEN |= {file_tag(tag) for tag in (0x00080012, 0x00080013, 0x00080023, 0x00080033)}
+"""When and by what a file was written."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +76,9 @@ class Settler:
     def settle(self, parts: Sequence[Part], version: int) -> Sequence[Part]:
         """``parts``, written anew where a row of theirs is a copy or a conflict of a row at ``version`` or of another new one.
 
-        A file whose pixels equal those of the current one is a copy: it becomes current itself. One with other pixels is
-        a ``conflict`` where the current one is labelled, else the latest counts and a note says so.
+        A file that shows what the current one does (pixels, and what and where they are) is a copy: it becomes current itself.
+        One that shows something else is a ``conflict`` where the current one is labelled; else the latest counts and a note
+        says so, as where the current one has gone or was written over, and its pixels were never hashed.
         """
         folder = self.archive.objects.path
         fresh = pyarrow.dataset.dataset([str(folder / part.name) for part in parts], format="parquet")
@@ -82,28 +96,37 @@ class Settler:
             query = "SELECT SOPInstanceUID AS sop, path, SeriesInstanceUID AS series, pixel_hash FROM fresh"
             query = f"{query} WHERE status = 'ok' AND SOPInstanceUID IN (FROM recurring) ORDER BY path"
             new = _grouped(connection.sql(query).to_arrow_table())
-        pairs = []
+        pairs: list[tuple[str, Sequence[_File], _File]] = []
         for sop, files in new.items():
-            replaced = {file.path for file in files}
-            kept = [file for file in current.get(sop, []) if file.path not in replaced]
-            first, *_ = kept or files
-            pairs += [(sop, first, file) for file in files if file.path != first.path]
+            earlier = current.get(sop, [])
+            for number, file in enumerate(files):
+                before = [known for known in earlier if known.path != file.path]
+                written_over = [known for known in earlier if known.path == file.path]
+                if others := before or files[:number] or written_over:
+                    pairs.append((sop, others, file))
         return self._judged(pairs)
 
-    def _judged(self, pairs: Sequence[tuple[str, _File, _File]]) -> dict[str, dict[str, Any]]:
-        unknown = {file.path for _, first, other in pairs for file in (first, other) if not file.pixel_hash}
-        hashes = pixel_hashes(sorted(unknown), self.spark)
+    def _judged(self, pairs: Sequence[tuple[str, Sequence[_File], _File]]) -> dict[str, dict[str, Any]]:
+        before = {file.path: file for _, others, new in pairs for file in others if file.path != new.path}
+        seen = shown(list(before.values()), self.spark)
+        compared = {new.path: new for _, others, new in pairs if any(seen.get(file.path) or file.pixel_hash for file in others)}
+        seen |= shown([file for path, file in compared.items() if path not in seen], self.spark)
         labelled, changes = self._labelled(), {}
-        for sop, first, other in pairs:
-            one, two = first.pixel_hash or hashes[first.path], other.pixel_hash or hashes[other.path]
-            change: dict[str, Any] = {} if not two or two.startswith(_ENCODED) else {"pixel_hash": two}
-            if one is not None and one != two:
-                if {first.series, sop} & labelled:
-                    self.conflicts += 1
-                    change |= {"status": "conflict", "error": f"other pixels than {first.path}, which has a label"}
-                else:
-                    change["notes"] = [f"other pixels than {first.path}: the file that was read last counts"]
-            changes[other.path] = change
+        for sop, others, new in pairs:
+            first = next((file for file in others if file.path != new.path and seen.get(file.path)), others[0])
+            one, two = (seen.get(first.path) if first.path != new.path else None), seen.get(new.path)
+            change: dict[str, Any] = {"pixel_hash": two.pixels} if two and two.decoded else {}
+            if one is None or two is None:
+                same = None if not (first.pixel_hash and two and two.decoded) else first.pixel_hash == two.pixels
+            else:
+                same = one == two
+            if same is False and {first.series, sop} & labelled:
+                self.conflicts += 1
+                change |= {"status": "conflict", "error": f"shows something else than {first.path}, which has a label"}
+            elif not same:
+                told = "could not be compared with" if same is None else "shows something else than"
+                change["note"] = f"{told} {first.path}: the file that was read last counts"
+            changes[new.path] = change
         return changes
 
     def _labelled(self) -> set[str]:
@@ -117,52 +140,64 @@ def resolve(archive: "Archive", path: str, *, accept: bool) -> str:
 
     The decision is a row of its own, with the same key: the latest counts. CatalogError where the file is not in conflict.
     """
-    where = f"path = {quoted(located(path))}"
-    rows = archive.objects.scan(OBJECTS.names, where=where).read_all().sort_by("ingested_at")
+    objects = archive.objects
+    rows = objects.dataset().filter(pc.field("path") == located(path)).to_table() if objects.version() >= 0 else pa.table({})
+    rows = rows.sort_by("ingested_at") if rows.num_rows else rows
     if not rows.num_rows or rows["status"][-1].as_py() != "conflict":
         raise CatalogError("not in conflict", about=path, remedy="see voxloop catalog conflicts")
-    status, error = ("ok", None) if accept else ("rejected", "rejected in favour of " + rows["error"][-1].as_py())
     (row,) = rows.slice(rows.num_rows - 1).to_pylist()
-    decided = {**row, "status": status, "error": error, "ingested_at": datetime.now(UTC)}
-    archive.objects.append(pa.Table.from_pylist([decided], schema=OBJECTS), writer=f"resolve/{uuid.uuid4()}", batch=0)
+    status, error = ("ok", None) if accept else ("rejected", f"rejected: it {row['error']}")
+    when = max(datetime.now(UTC), row["ingested_at"] + timedelta(microseconds=1))  # the worker's clock may be ahead
+    decided = {**row, "status": status, "error": error, "ingested_at": when}
+    part = write_part(pa.Table.from_pylist([decided], schema=rows.schema), objects.path)
+    objects.commit([part], writer=f"resolve/{uuid.uuid4()}", batch=0)
     return status
 
 
-def pixel_hashes(paths: Sequence[str], spark: "SparkSession | None" = None) -> dict[str, str | None]:
-    """The sha256 of the decoded pixels of each file; empty where it has none, None where it has gone.
+@dataclass(frozen=True)
+class Shown:
+    """What a file shows: sha256 of its ``pixels``, or, unless ``decoded``, of the bytes that encode them; and of the ``header``
+    that says what and where they are, or, where there are no pixels, of all of it."""
 
-    Where they cannot be decoded it is that of the bytes that encode them.
-    """
-    if spark is None or len(paths) < 16:
-        return {path: _hash(path) for path in paths}
+    pixels: str
+    header: str
+    decoded: bool = field(compare=False)
+
+
+def shown(files: Sequence[_File], spark: "SparkSession | None" = None) -> dict[str, Shown | None]:
+    """What each file shows, by its path; None where it cannot be read."""
+    if spark is None or len(files) < 16:
+        return {file.path: _shown(file) for file in files}
     context = spark.sparkContext
-    found = context.parallelize(paths, min(len(paths), 8 * context.defaultParallelism)).map(lambda path: (path, _hash(path)))
-    return dict(found.collect())
+    tasks = min(len(files), 8 * context.defaultParallelism)
+    return dict(context.parallelize(files, tasks).map(lambda file: (file.path, _shown(file))).collect())
 
 
-_ENCODED = "encoded:"
-
-
-def _hash(path: str) -> str | None:
+def _shown(file: _File) -> Shown | None:
     from catalog.pixels import pixel_facts
 
     try:
-        places = walk(path).pixels
-        if places is None:
-            return ""
+        header = walk(file.path)
+        if header.pixels is None:
+            return Shown("", _digest(text for tag, text in header.elements.items() if tag not in _WRITTEN), False)
+        place = _digest(header.elements.get(tag, b"") for tag in _PLACE)
         try:
-            facts = pixel_facts(path)
-            return facts.hash if facts else ""
+            facts = pixel_facts(file.path)
+            return Shown(facts.hash if facts else "", place, True)
         except CatalogError:
-            return _ENCODED + _digest(path, places.offset, places.length)
+            return Shown(_encoded(file.path, header.pixels.offset, header.pixels.length), place, False)
     except (OSError, CatalogError):
         return None
 
 
-def _digest(path: str, offset: int, length: int) -> str:
+def _digest(texts: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()
+
+
+def _encoded(path: str, offset: int, length: int) -> str:
+    digest = hashlib.sha256()
     with open_binary(path) as file:
         file.seek(offset)
-        digest = hashlib.sha256()
         while length > 0 and (block := file.read(min(length, 1 << 20))):
             digest.update(block)
             length -= len(block)
@@ -182,6 +217,11 @@ def _changed(part: Part, folder: Path, changes: Mapping[str, Mapping[str, Any]])
     stored = pq.read_table(folder / part.name)
     if not any(path in changes for path in stored["path"].to_pylist()):
         return part
-    rows = [{**row, **changes.get(row["path"], {})} for row in stored.to_pylist()]
+    rows = [_with(row, changes.get(row["path"], {})) for row in stored.to_pylist()]
     (folder / part.name).unlink(missing_ok=True)
     return write_part(pa.Table.from_pylist(rows, schema=stored.schema), folder)
+
+
+def _with(row: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    notes = [*(row["notes"] or ()), change["note"]] if "note" in change else row["notes"]
+    return {**row, **{name: value for name, value in change.items() if name != "note"}, "notes": notes}

@@ -48,7 +48,7 @@ class DicomMetaExtractor(Transformer):
 def _extract(schema: pa.Schema, deep: bool) -> "Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]":
     def extract(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            parsed = rows(as_listed(batch), "/", deep=deep)
+            parsed = rows(as_listed(batch), "/", deep=deep, settled=0)
             kept = batch.filter(pc.is_in(batch["path"], parsed["path"].combine_chunks()))
             own = set(_HEADER.names)
             columns = [parsed[n].combine_chunks() if n in own else kept[n] for n in schema.names]

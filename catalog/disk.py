@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -11,7 +12,10 @@ from typing import BinaryIO
 
 from catalog.errors import CatalogError
 
-__all__ = ["TEMPORARY", "atomic_file", "disk_full", "full_disk", "remove_leftovers", "sync_files", "sync_folder"]
+__all__ = ["FULL", "TEMPORARY", "atomic_file", "disk_full", "full_disk", "remove_leftovers", "sync_files", "sync_folder"]
+
+FULL = "the disk is full"
+"""What a CatalogError says that is no fault of what was being written."""
 
 TEMPORARY = ".tmp-"
 """What the name of a file begins with while it is being written."""
@@ -20,7 +24,7 @@ TEMPORARY = ".tmp-"
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the name ``path`` when the block ends well, and leaves nothing when it does not."""
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
     with full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -88,4 +92,4 @@ def full_disk(path: Path) -> Iterator[None]:
 def disk_full(about: str) -> CatalogError:
     """What to raise where there is no space left."""
     remedy = "free some space, then run the same command again: it continues where it stopped"
-    return CatalogError("the disk is full", about=about, remedy=remedy)
+    return CatalogError(FULL, about=about, remedy=remedy)

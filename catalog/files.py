@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from catalog.disk import TEMPORARY
@@ -76,9 +75,14 @@ def located(path: str | os.PathLike[str]) -> str:
     return _SCHEMES.get(scheme.lower(), scheme.lower()) + colon + rest
 
 
-def listed(path: str | Path) -> Listed:
-    """The state of one local file that is there."""
-    return _listed(os.path.abspath(path), os.stat(path))
+def listed(path: str | os.PathLike[str]) -> Listed:
+    """The state of one file that is there, here or at a URL. Raises OSError."""
+    if not is_url(path):
+        there = on_disk(path)
+        return _listed(os.path.abspath(there), os.stat(there))
+    storage, name = _storage(path)
+    with _answering(path):
+        return _remote(storage, storage.info(name), located(path))
 
 
 def list_files(
@@ -116,13 +120,20 @@ def _list_local(start: str, skip: Collection[str], recurse: bool) -> Found:
             yield Listed(folder, 0, 0, f"the folder cannot be read: {problem.strerror}"), None
             continue
         for entry in entries:
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 yield _entry(entry), entry.name
                 continue
             real = os.path.realpath(entry.path)
             if recurse and real not in entered and real not in skip:
                 entered.add(real)
                 folders.append(entry.path)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _entry(entry: "os.DirEntry[str]") -> Listed:

@@ -4,7 +4,6 @@ Never truth: it follows the table by version, catches up after a crash, and can 
 state are not in it. An index whose tables have an older shape is built anew by the next one that opens it.
 """
 
-import os
 import sqlite3
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from catalog._index_follow import COLUMNS, LONGEST, take_in
 from catalog._index_schema import ATTRIBUTES, FILES, HEADERS, STATE
 from catalog._index_search import Search
 from catalog.errors import CatalogError
+from catalog.files import exists, is_url
 from catalog.table import Table
 
 __all__ = ["ATTRIBUTES", "Index", "Indexed", "Level"]
@@ -28,7 +28,11 @@ _LOCK = 0x766F78  # of Postgres' advisory locks; any number that nobody else use
 
 
 class Followed(Table, Protocol):
-    """A table that can say what came after a version."""
+    """A table that can say which one it is, and what came after a version."""
+
+    def identity(self) -> str:
+        """What no other table has, nor this one once it is made anew; empty where it is not there."""
+        ...
 
     def added(self, columns: Sequence[str], *, since: int, version: int) -> pa.RecordBatchReader:
         """The rows appended after ``since`` up to ``version``."""
@@ -70,7 +74,8 @@ class Index:
         """
         version = objects.version()
         with self._reading() as connection:
-            if _followed(connection) == version:
+            known = connection.execute(sa.select(STATE.c.followed)).scalar_one()
+            if _followed(connection) == version and known in ("", objects.identity()):
                 return version
         with self._writing() as connection:
             return _follow(connection, objects)
@@ -158,7 +163,7 @@ class Index:
             for fit, *row in connection.execute(query):
                 found = Indexed(*(value or "" for value in row))
                 copies.setdefault(found.sop_uid, []).append((bool(fit), found))
-        chosen = [next((copy for copy in known if os.path.exists(copy[1].path)), known[0]) for known in copies.values()]
+        chosen = [next(filter(_there, known), known[0]) for known in copies.values()]
         return [found for fit, found in chosen if fit]
 
     def _found(
@@ -227,6 +232,11 @@ class Index:
         return self._opened
 
 
+def _there(copy: tuple[bool, Indexed]) -> bool:
+    """Whether the file is still there; a URL is not asked."""
+    return is_url(copy[1].path) or exists(copy[1].path)
+
+
 def _prepare(engine: sa.Engine) -> None:
     """Make the tables where there are none, or such of another shape."""
     with engine.connect() as connection:
@@ -249,14 +259,15 @@ def _followed(connection: sa.Connection) -> int:
 
 
 def _follow(connection: sa.Connection, objects: Followed) -> int:
-    version, since = objects.version(), _followed(connection)
-    if version < since:  # not the table that was followed: one does not lose versions
+    version, since, table = objects.version(), _followed(connection), objects.identity()
+    known = connection.execute(sa.select(STATE.c.followed)).scalar_one()
+    if version < since or known not in ("", table):  # not the table that was followed: one does not lose versions
         schema.drop(connection)
         schema.create(connection)
         since = -1
     if version > since:
         take_in(connection, objects.added(COLUMNS, since=since, version=version), fresh=since == -1)
-        connection.execute(STATE.update().values(version=version))
+        connection.execute(STATE.update().values(version=version, followed=table))
     return version
 
 

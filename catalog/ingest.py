@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from catalog.archive import Archive
 from catalog.conflicts import Settler
-from catalog.disk import disk_full
+from catalog.disk import FULL, disk_full
 from catalog.errors import CatalogError
 from catalog.files import Key, Listed, list_files, located
-from catalog.objects import commit_absent, known, rows
+from catalog.listing import opened
+from catalog.objects import SHALLOW, commit_absent, known, rows
 from catalog.parse import Done, parse
 from catalog.progress import Progress
 from catalog.schemas import USABLE
@@ -92,14 +93,16 @@ class _Ingest:
     def take(self, batch: Sequence[Listed]) -> list[Listed]:
         """Parse and commit what is new of ``batch``; the archives in it."""
         objects, read = self.archive.objects, self.archive.objects.version()
-        present = known(objects, read, batch)
-        new = [file for file in batch if file.key not in present] if present else batch
-        done = self._parse(new) if new else []
+        present = known(objects, read, batch, *([SHALLOW] if self.deep else []))
+        again = frozenset(key for key, status in present.items() if status in ("unreadable", "shallow"))
+        new = [file for file in batch if file.key not in present or file.key in again] if present else batch
+        done = self._parse(new, again) if new else []
         settler = Settler(self.archive, self.spark)
         parts = [share.part for share in done if share.part]
         writer = f"ingest/{uuid.uuid4()}"
         version, committed = commit_absent(objects, parts, writer=writer, read=max(read, 0), settle=settler.settle)
-        self._count(batch, present, done, sum(part.rows for part in committed), settler.conflicts, version)
+        there = [status for key, status in present.items() if key not in again]
+        self._count(len(batch), there, done, sum(part.rows for part in committed), settler.conflicts, version)
         archives = {path for share in done for path in share.archives}
         archives |= {key[0] for key, status in present.items() if status == "archive"}
         return [file for file in batch if file.key[0] in archives and not file.original] if archives else []
@@ -109,8 +112,10 @@ class _Ingest:
         from catalog.unpack import unpacked
 
         into = self.archive.volume_folder / "unzipped"
-        failures = collected(self.spark, [[file] for file in archives], lambda share: _unpack_all(share, into))
-        failed = {key: reason for share in failures for key, reason in share}
+        tried = collected(self.spark, [[file] for file in archives], lambda share: _unpack(share[0], into))
+        failed = {file.key: problem for file, problem in zip(archives, tried, strict=True) if problem}
+        if FULL in failed.values():
+            raise disk_full(str(into))
         if failed:
             broken = [replace(file, problem=failed[file.key]) for file in archives if file.key in failed]
             self.archive.objects.append(rows(broken, self.root), writer=f"ingest/{uuid.uuid4()}", batch=0)
@@ -119,7 +124,7 @@ class _Ingest:
             if file.key not in failed:
                 yield from unpacked(file, into)
 
-    def _parse(self, files: Sequence[Listed]) -> list[Done]:
+    def _parse(self, files: Sequence[Listed], again: frozenset[Key]) -> list[Done]:
         self.archive.objects.create()
         context = self.spark.sparkContext
         count = max(min(context.defaultParallelism, len(files)), math.ceil(len(files) / FILES_A_PART))
@@ -128,7 +133,8 @@ class _Ingest:
         root, table, deep = self.root, str(self.archive.objects.path), self.deep
 
         def work(share: Sequence[Listed]) -> Done:
-            return parse(share, root, table, deep=deep, report=counter.add)
+            mine = again.intersection(file.key for file in share)
+            return parse(share, root, table, deep=deep, again=mine, report=counter.add)
 
         self.parsed += len(files)
         with _reported(self.progress, lambda: before + int(counter.value), before, self.parsed):
@@ -138,34 +144,27 @@ class _Ingest:
                 raise share.failed
         return done
 
-    def _count(
-        self, batch: Sequence[Listed], present: dict[Key, str], done: Sequence[Done], added: int, conflicts: int, version: int
-    ) -> None:
+    def _count(self, found: int, there: Sequence[str], done: Sequence[Done], added: int, conflicts: int, version: int) -> None:
+        """Add a batch: ``there`` are the states of the files that were not opened."""
         so_far, growing = self.report, sum(share.growing for share in done)
-        bad = sum(status not in USABLE for status in present.values()) + sum(share.bad for share in done) + conflicts
-        waiting = conflicts + sum(status == "conflict" for status in present.values())
+        bad = sum(status not in USABLE for status in there) + sum(share.bad for share in done) + conflicts
         self.report = IngestReport(
-            found=so_far.found + len(batch),
+            found=so_far.found + found,
             added=so_far.added + added,
-            unchanged=so_far.unchanged + len(batch) - added - growing,
+            unchanged=so_far.unchanged + found - added - growing,
             growing=so_far.growing + growing,
             bad=so_far.bad + bad,
-            conflicts=so_far.conflicts + waiting,
+            conflicts=so_far.conflicts + conflicts + sum(status == "conflict" for status in there),
             version=version,
         )
 
 
-def _unpack_all(archives: Sequence[Listed], into: Path) -> list[tuple[Key, str]]:
-    """Unpack; what could not be, and why."""
-    from catalog.unpack import unpacked
-
-    failed = []
-    for file in archives:
-        try:
-            unpacked(file, into)
-        except CatalogError as problem:
-            failed.append((file.key, str(problem)))
-    return failed
+def _unpack(file: Listed, into: Path) -> str:
+    """Unpack an archive; why that cannot be done, empty where it was."""
+    try:
+        return opened(file, into)[0].problem
+    except CatalogError as problem:  # a full disk, which is no fault of the archive
+        return problem.problem
 
 
 def collected(spark: "SparkSession", shares: Sequence[Sequence[Listed]], work: Callable[[Sequence[Listed]], T]) -> list[T]:

@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,20 +15,20 @@ import pyarrow.parquet as pq
 
 from catalog.archive import Archive
 from catalog.content import archive_kind, kind_of
-from catalog.disk import atomic_file
+from catalog.disk import FULL, atomic_file
 from catalog.errors import CatalogError
 from catalog.files import Listed, list_files, located
 from catalog.objects import path_columns
 from catalog.schemas import OBJECTS
 from catalog.unpack import unpacked
 
-__all__ = ["PATHS", "Wanted", "as_listed", "list_all", "new_folder", "write_listing"]
+__all__ = ["PATHS", "Wanted", "as_listed", "list_all", "list_wanted", "new_folder", "opened", "write_listing"]
 
 PATHS = pa.schema([*(OBJECTS.field(i) for i in range(OBJECTS.get_field_index("meta"))), pa.field("error", pa.string())])
 """path … path_tags, is_anon, as in ``object_catalog``; ``error`` says why a file cannot be opened."""
 
 _ROWS_A_FILE = 2000
-_DAY = 86_400
+_WEEK = 7 * 86_400
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,34 @@ def list_all(archive: Archive, wanted: Wanted) -> tuple[Iterator[Listed], str]:
 
     An archive that cannot be unpacked has a problem. CatalogError where there is no such path.
     """
-    root = located(wanted.path)
-    files = list_files(root, skip=archive.own_folders(), pattern=wanted.pattern, recurse=wanted.recurse)
+    files, root = list_wanted(archive, wanted)
     return (_with_members(files, Path(wanted.unzipped)) if wanted.unzipped else files), root
 
 
+def list_wanted(archive: Archive, wanted: Wanted, *, skip: Collection[str] = ()) -> tuple[Iterator[Listed], str]:
+    """As ``list_all`` without what archives hold; folders in ``skip`` are left out."""
+    root, own = located(wanted.path), {*archive.own_folders(), *skip}
+    if wanted.unzipped:
+        own.add(os.path.realpath(wanted.unzipped))
+    return list_files(root, skip=own, pattern=wanted.pattern, recurse=wanted.recurse), root
+
+
+def opened(file: Listed, into: Path) -> tuple[Listed, list[Listed]]:
+    """The file and, if it is an archive, what it holds, unpacked below ``into``; it has a problem where that cannot be done.
+
+    Raises CatalogError where the disk is full.
+    """
+    try:
+        return file, unpacked(file, into) if not file.problem and archive_kind(file.path) else []
+    except (CatalogError, OSError) as problem:
+        if isinstance(problem, CatalogError) and problem.problem == FULL:
+            raise
+        return replace(file, problem=str(problem)), []
+
+
 def _with_members(files: Iterator[Listed], into: Path) -> Iterator[Listed]:
-    for file in files:
-        members: list[Listed] = []
-        if not file.problem and archive_kind(file.path):
-            try:
-                members = unpacked(file, into)
-            except CatalogError as problem:
-                file = replace(file, problem=str(problem))
+    for listed in files:
+        file, members = opened(listed, into)
         yield file
         yield from members
 
@@ -86,9 +101,9 @@ def write_listing(
 
 
 def new_folder(base: Path) -> Path:
-    """A folder below ``base`` for the listing of one DataFrame; those of DataFrames older than a day are removed."""
+    """A folder below ``base`` for the listing of one DataFrame; those of DataFrames older than a week are removed."""
     for left in base.glob("*"):
-        if time.time() - left.stat().st_mtime > _DAY:
+        if time.time() - left.stat().st_mtime > _WEEK:
             shutil.rmtree(left, ignore_errors=True)
     return base / str(uuid.uuid4())
 

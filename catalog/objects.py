@@ -12,22 +12,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
 
 from catalog._query import connect, quoted
 from catalog.content import archive_kind, describe
 from catalog.errors import CatalogError
-from catalog.files import Key, Listed, is_url, located, utf8
+from catalog.files import Key, Listed, is_url, located, on_disk, utf8
 from catalog.header import typed
 from catalog.nifti import is_nifti, nifti_header
 from catalog.pixels import pixel_facts
-from catalog.schemas import OBJECTS, TYPED
+from catalog.schemas import OBJECT_KEY, OBJECTS, TYPED
 from catalog.table import Conflict, DeltaTable, Part, write_part
 from catalog.walk import BrokenHeader, Header, NotDicom, Pixels, walk
 
-__all__ = ["absent", "among", "commit_absent", "known", "path_columns", "rows"]
+__all__ = ["absent", "among", "commit_absent", "known", "once", "path_columns", "rows"]
 
 SETTLED = 60.0
 """Seconds after which a file that ends too early is taken for truncated, not for one on its way."""
+
+UNREAD = "the pixels cannot be read"
+"""How the note begins that says why a file's pixels were not read."""
+
+SHALLOW = f"""arg_max(CASE WHEN status = 'ok' AND pixel_offset IS NOT NULL AND pixel_hash IS NULL
+    AND NOT coalesce(list_bool_or([starts_with(note, '{UNREAD}') for note in notes]), false)
+    THEN 'shallow' ELSE status END, ingested_at)"""
+"""The status of the latest row, but ``shallow`` where the pixels were not read and could be."""
 
 _WORDS = re.compile(r"[0-9A-Za-z]+")
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
@@ -36,17 +46,17 @@ _LATER = len(OBJECTS) - OBJECTS.get_field_index("ingested_at") - 1
 Settle = Callable[[Sequence[Part], int], Sequence[Part]]
 
 
-def rows(files: Sequence[Listed], root: str | Path, *, deep: bool = False) -> pa.Table:
+def rows(files: Sequence[Listed], root: str | Path, *, deep: bool = False, settled: float = SETTLED) -> pa.Table:
     """Read the header of each file: a row each, whatever is wrong with it. ``relative_path`` counts from ``root``;
     ``deep`` reads the pixels too.
 
     Left out, for the next run, is what is still being written: it changed since it was listed, or it was written to within
-    the last SETTLED seconds and ends too early.
+    the last ``settled`` seconds and ends too early.
     """
     now, start = time.time(), os.path.join(located(root), "")
     with warnings.catch_warnings(), _uncollected():
         warnings.simplefilter("ignore")  # of the files' own peculiarities
-        found = [row for file in files if (row := _row(file, start, now, deep)) is not None]
+        found = [row for file in files if (row := _row(file, start, now, deep, settled)) is not None]
         columns = zip(*found, strict=True) if found else [()] * len(OBJECTS)
         return pa.Table.from_arrays([_array(c, f.type) for c, f in zip(columns, OBJECTS, strict=True)], schema=OBJECTS)
 
@@ -70,10 +80,10 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         return pa.array([v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values], kind)
 
 
-def _row(file: Listed, start: str, now: float, deep: bool) -> tuple[Any, ...] | None:
+def _row(file: Listed, start: str, now: float, deep: bool, settled: float) -> tuple[Any, ...] | None:
     content = _read(file)
     header, status, error = content.header, content.status, content.error
-    if not file.problem and _grows(file, now, ends=status == "broken"):
+    if not file.problem and _grows(file, now - settled if status == "broken" else now, now):
         return None
     where, when = path_columns(file, start, content.kind), int(now * 1e6)
     if header is None:
@@ -121,7 +131,12 @@ def _read(file: Listed) -> _Content:
     except BrokenHeader as problem:
         return _Content("dicom", "broken", utf8(problem.problem)[:500], problem.header)
     except (OSError, CatalogError) as problem:
-        return _Content("other", "broken", utf8(str(problem))[:500])
+        return _unreadable(problem)
+
+
+def _unreadable(problem: Exception) -> _Content:
+    """What is no fault of the file as far as can be told: the next run tries again."""
+    return _Content("other", "unreadable" if isinstance(problem, OSError) else "broken", utf8(str(problem))[:500])
 
 
 def _read_other(path: str) -> _Content:
@@ -132,7 +147,7 @@ def _read_other(path: str) -> _Content:
             return _Content(kind, "archive")
         return _Content("other", "not_dicom", describe(path))
     except (OSError, CatalogError) as problem:
-        return _Content("other", "broken", utf8(str(problem))[:500])
+        return _unreadable(problem)
 
 
 _NO_FACTS = (None,) * 5
@@ -142,22 +157,26 @@ def _facts(path: str, notes: list[str]) -> tuple[Any, ...]:
     """The columns pixel_hash … pixel_shape; a note where the pixels cannot be decoded."""
     try:
         facts = pixel_facts(path)
-    except CatalogError as problem:
-        notes.append(f"the pixels cannot be read: {problem.problem}")
+    except Exception as problem:  # pydicom and the codecs raise many kinds, and one file does not end the ingest of others
+        reason = problem.problem if isinstance(problem, CatalogError) else " ".join(str(problem).split())[:200]
+        notes.append(f"{UNREAD}: {reason}")
         return _NO_FACTS
     return (facts.hash, facts.min, facts.max, facts.mean, facts.shape) if facts else _NO_FACTS
 
 
-def _grows(file: Listed, now: float, *, ends: bool) -> bool:
-    """Whether the file is still being written; ``ends``: it ends too early. What a URL names was put there as a whole."""
+def _grows(file: Listed, since: float, now: float) -> bool:
+    """Whether the file changed since it was listed, or was written to between ``since`` and ``now``.
+
+    What a URL names was put there as a whole.
+    """
     if is_url(file.path):
         return False
     try:
-        found = os.stat(file.path)
+        found = os.stat(on_disk(file.path))
     except OSError:
         return False
     changed = (found.st_mtime_ns // 1000, found.st_size) != (file.modified, file.length)
-    return changed or (ends and now - SETTLED < file.modified / 1e6 <= now)
+    return changed or since < file.modified / 1e6 <= now
 
 
 def _places(pixels: Pixels | None) -> tuple[Any, ...]:
@@ -168,9 +187,11 @@ def _places(pixels: Pixels | None) -> tuple[Any, ...]:
     return pixels.offset, pixels.length, offsets, lengths
 
 
-def known(table: DeltaTable, version: int, files: Sequence[Listed]) -> dict[Key, str]:
+def known(
+    table: DeltaTable, version: int, files: Sequence[Listed], telling: str = "arg_max(status, ingested_at)"
+) -> dict[Key, str]:
     """Which of ``files`` the table has, as they are, at ``version``: key → the ``status`` of the latest row."""
-    return {} if version < 0 else among(table.dataset(version), files, "arg_max(status, ingested_at)")
+    return {} if version < 0 else among(table.dataset(version), files, telling)
 
 
 def among(rows: Any, files: Sequence[Listed], telling: str = "any_value(path)") -> dict[Key, str]:
@@ -208,22 +229,44 @@ def commit_absent(
     return table.version(), []
 
 
+def once(table: DeltaTable, parts: Sequence[Part]) -> list[Part]:
+    """``parts`` with each key in them once, the first time that it comes."""
+    if not parts:
+        return []
+    rows = pyarrow.dataset.dataset([str(table.path / part.name) for part in parts], format="parquet")
+    with connect({"rows": rows}) as connection:
+        query = f"SELECT {', '.join(OBJECT_KEY)} FROM rows GROUP BY ALL HAVING count(*) > 1"
+        doubled, seen = set(_keys(connection.sql(query).to_arrow_table())), set[Key]()
+    if not doubled:
+        return list(parts)
+    kept = []
+    for part in parts:
+        wanted = []
+        for key in _keys(pq.read_table(table.path / part.name, columns=list(OBJECT_KEY))):
+            wanted.append(key not in seen)
+            seen |= {key} & doubled
+        kept.append(_kept(table, part, wanted))
+    return [part for part in kept if part.rows]
+
+
+def _kept(table: DeltaTable, part: Part, wanted: Sequence[bool]) -> Part:
+    """The rows of a part that are wanted, in its place."""
+    if all(wanted):
+        return part
+    stored = pq.read_table(table.path / part.name)
+    (table.path / part.name).unlink(missing_ok=True)
+    return write_part(stored.filter(pa.array(wanted)), table.path) if any(wanted) else Part("", 0, 0)
+
+
 def absent(table: DeltaTable, parts: Sequence[Part], version: int) -> list[Part]:
     """``parts`` less the rows that the table has at ``version``."""
     return [left for part in parts if (left := _absent(part, table, version)).rows]
 
 
 def _absent(part: Part, table: DeltaTable, version: int) -> Part:
-    import pyarrow.parquet as pq
-
-    stored = pq.read_table(table.path / part.name, schema=None)
-    keys = _keys(stored)
+    keys = _keys(pq.read_table(table.path / part.name, columns=list(OBJECT_KEY)))
     present = known(table, version, [Listed(*key) for key in keys])
-    lacking = [key not in present for key in keys]
-    if all(lacking):
-        return part
-    (table.path / part.name).unlink(missing_ok=True)
-    return write_part(stored.filter(pa.array(lacking)), table.path) if any(lacking) else Part("", 0, 0)
+    return _kept(table, part, [key not in present for key in keys])
 
 
 def _keys(rows: pa.Table) -> list[Key]:

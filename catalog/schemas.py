@@ -100,7 +100,8 @@ pixels lie, in bytes of the file at ``path``; ``frame_offsets`` and ``frame_leng
 cannot be told without decoding. ``pixel_hash``, ``pixel_min``, ``pixel_max``, ``pixel_mean`` and ``pixel_shape`` are as in
 ``catalog.pixels.PixelFacts``, where the pixels were read.
 
-``status`` is ``ok``; ``incomplete`` (a UID is missing), ``broken`` or ``not_dicom``, with the reason in ``error``; ``archive``
+``status`` is ``ok``; ``incomplete`` (a UID is missing), ``broken``, ``unreadable`` (the system
+refused; it is tried again) or ``not_dicom``, with the reason in ``error``; ``archive``
 (what is in it has rows of its own where it was unpacked); or ``conflict``: another file of this SOPInstanceUID has other pixels
 and a label, and stays current until someone decides, after which it is ``ok`` or ``rejected``. ``ingested_at`` orders the rows
 of one path."""

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catalog.conflicts import Settler
 from catalog.disk import TEMPORARY, atomic_file
 from catalog.errors import CatalogError
 from catalog.files import Listed, listed
@@ -48,13 +49,14 @@ def put(archive: "Archive", datasets: "Iterable[Dataset]", *, folder: str, journ
     paths = [path for _, path in placed]
     journal.open(paths)
     for dataset, path in placed:
-        if not path.exists():
-            with atomic_file(path) as file:
-                dataset.save_as(file, enforce_file_format=True)
-        elif not _same_pixels(path, dataset):
+        if path.exists() and not _same_pixels(path, dataset):
             journal.close()
             problem = "already stored with other pixels"
             raise CatalogError(problem, about=dataset.SOPInstanceUID, remedy="give the new object a SOPInstanceUID of its own")
+    for dataset, path in placed:
+        if not path.exists():
+            with atomic_file(path) as file:
+                dataset.save_as(file, enforce_file_format=True)
     catalogue(archive, [listed(path) for path in paths])
     if journal._label is None:
         journal.close()
@@ -87,7 +89,8 @@ def catalogue(archive: "Archive", files: list[Listed]) -> int:
         return 0
     table.create()
     part = write_part(rows(new, root), table.path)
-    _, committed = commit_absent(table, [part], writer=f"store/{uuid.uuid4()}", read=max(read, 0))
+    settle = Settler(archive).settle
+    _, committed = commit_absent(table, [part], writer=f"store/{uuid.uuid4()}", read=max(read, 0), settle=settle)
     return sum(part.rows for part in committed)
 
 

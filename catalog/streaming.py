@@ -1,23 +1,27 @@
 """New files as a Structured Streaming source, and their rows into the table exactly once."""
 
 import json
+import os
 import uuid
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
+from pyspark.errors import PySparkException
 from pyspark.sql.datasource import DataSource, DataSourceStreamReader, InputPartition
 from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.streaming.datasource import ReadAllAvailable, ReadLimit, ReadMaxFiles, SupportsTriggerAvailableNow
 
 from catalog.archive import Archive
 from catalog.disk import atomic_file
+from catalog.errors import CatalogError
 from catalog.files import Listed
-from catalog.listing import PATHS, Wanted, list_all, write_listing
+from catalog.listing import PATHS, Wanted, list_wanted, opened, write_listing
 from catalog.objects import among, known
 
 if TYPE_CHECKING:
@@ -69,14 +73,15 @@ class Stream:
 
         writing = df.writeStream.foreachBatch(each).option("checkpointLocation", str(self.checkpoint / "spark"))
         trigger: dict[str, Any] = {"processingTime": self.interval} if self.interval else {"availableNow": True}
-        query = writing.trigger(**trigger).start()
-        if not self.interval:
-            try:
+        try:
+            query = writing.trigger(**trigger).start()
+            if not self.interval:
                 query.awaitTermination()
-            except Exception:  # Spark's own, with a page of Java
-                if failed:
-                    raise failed[0] from None
-                raise
+        except PySparkException as problem:  # with a page of Java
+            if failed:
+                raise failed[0] from None
+            reason = str(problem).strip().splitlines()[0]
+            raise CatalogError(f"the stream ended: {reason}", about=self.wanted.path, remedy="see Spark's log") from problem
         return query
 
     def _name(self) -> str:
@@ -135,16 +140,26 @@ class _Reader(DataSourceStreamReader, SupportsTriggerAvailableNow):
 
     def _list(self) -> None:
         """Write down what neither the table nor an earlier listing has."""
-        files, root = list_all(self.archive, self.wanted)
+        files, root = list_wanted(self.archive, self.wanted, skip=[os.path.realpath(self.folder.parent)])
         write_listing(self._unseen(files), root, self.folder, detect=self.wanted.detect, rows=self._size())
 
     def _unseen(self, files: Iterator[Listed]) -> Iterator[Listed]:
+        """The new ones of ``files``, and of what those hold that are archives; only new files and archives are opened."""
         version, written = self.archive.objects.version(), [str(path) for path in self._written()]
         earlier = pyarrow.dataset.dataset(written, schema=PATHS, format="parquet") if written else PATHS.empty_table()
-        while batch := [file for file, _ in zip(files, range(_LOOKED_UP), strict=False)]:
-            seen = known(self.archive.objects, version, batch)
-            heard = among(earlier, batch)
-            yield from (file for file in batch if file.key not in seen and file.key not in heard)
+
+        def told(files: Iterator[Listed]) -> Iterator[tuple[Listed, str]]:
+            while batch := list(islice(files, _LOOKED_UP)):
+                seen = {**dict.fromkeys(among(earlier, batch), "seen"), **known(self.archive.objects, version, batch)}
+                yield from ((file, seen.get(file.key, "")) for file in batch)
+
+        for listed, status in told(files):
+            file, members = listed, list[Listed]()
+            if self.wanted.unzipped and status in ("", "archive"):
+                file, members = opened(listed, Path(self.wanted.unzipped))
+            if not status:
+                yield file
+            yield from (member for member, status in told(iter(members)) if not status)
 
     def _size(self) -> int:
         return min(_ROWS_A_FILE, self.limit)

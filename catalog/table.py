@@ -100,6 +100,11 @@ class DeltaTable:
         delta = self._open()
         return -1 if delta is None else int(delta.version())
 
+    def identity(self) -> str:
+        """What no other table has, nor this one once it is removed and made anew; empty where there is none."""
+        delta = self._open()
+        return "" if delta is None else str(delta.metadata().id)
+
     def create(self) -> None:
         """Make the empty table, version 0, where there is none."""
         self._open(create=True)
@@ -206,11 +211,18 @@ class DeltaTable:
         """The files that appends after ``since``, up to ``version``, added: every row once, whatever was merged later."""
         found = []
         for number in range(since + 1, version + 1):
-            for line in (self.path / "_delta_log" / f"{number:020d}.json").read_text().splitlines():
+            for line in self._logged(number).splitlines():
                 added = json.loads(line).get("add")
                 if added and added["dataChange"]:
                     found.append(str(self.path / unquote(added["path"])))
         return found
+
+    def _logged(self, version: int) -> str:
+        try:
+            return (self.path / "_delta_log" / f"{version:020d}.json").read_text()
+        except FileNotFoundError:
+            remedy = "bring the file back from a copy: the log of this table must not be cleaned"
+            raise CatalogError(f"the log lacks version {version}", about=str(self.path), remedy=remedy) from None
 
     def _read(self, files: Sequence[str]) -> Any:
         if not files:
@@ -264,8 +276,13 @@ class MemoryTable:
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
+        self._id = str(uuid.uuid4())
         self._versions: list[pa.Table] = []
         self._batches: dict[str, int] = {}
+
+    def identity(self) -> str:
+        """As DeltaTable.identity."""
+        return self._id
 
     def version(self) -> int:
         """As Table.version."""

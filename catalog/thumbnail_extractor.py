@@ -17,6 +17,7 @@ from pyspark.ml.param.shared import HasInputCol, HasOutputCol
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql.types import BinaryType, IntegerType, StringType, StructField, StructType
 
+from catalog._query import quoted
 from catalog.archive import Archive
 from catalog.disk import atomic_file
 from catalog.errors import CatalogError
@@ -72,9 +73,9 @@ class DicomThumbnailExtractor(Transformer, HasInputCol, HasOutputCol, DefaultPar
         volume: str | Path | None = None,
     ) -> None:
         super().__init__()
-        home = getattr(getattr(catalog, "archive", catalog), "home", None)
-        if volume is None and home is not None:
-            volume = thumbnail_folder(home)
+        archive = getattr(catalog, "archive", catalog)
+        if volume is None and hasattr(archive, "volume_folder"):
+            volume = thumbnail_folder(archive)
         if catalog is not None and volume is None:
             remedy = "give an Archive, a Catalog, or nothing and volume=FOLDER"
             raise CatalogError("this catalog has no home", about=repr(catalog)[:200], remedy=remedy)
@@ -91,9 +92,9 @@ class DicomThumbnailExtractor(Transformer, HasInputCol, HasOutputCol, DefaultPar
         return kept.mapInArrow(_adding(given, made, folder, self.getOrDefault(self.size)), schema)
 
 
-def thumbnail_folder(home: str | Path) -> Path:
+def thumbnail_folder(archive: Archive) -> Path:
     """Where the thumbnails of a home lie."""
-    return Path(home) / "volume" / "thumbnails"
+    return archive.volume_folder / "thumbnails"
 
 
 def thumbnail_file(folder: str | Path, key: Key, *, size: int = LARGEST) -> Path:
@@ -128,7 +129,7 @@ def make_thumbnails(
     ``series`` is a SeriesInstanceUID to keep to. What is made stays made when the work is interrupted. CatalogError where the
     series is unknown, or nothing can be written.
     """
-    folder = thumbnail_folder(archive.home)
+    folder = thumbnail_folder(archive)
     rows = _instances(archive, series, every)
     pictured = [(_key(row), str(row["SeriesInstanceUID"])) for row in rows if row["Rows"] is not None]
     missing = [key[0] for key, _ in pictured if not thumbnail_file(folder, key).exists()]
@@ -143,8 +144,7 @@ def make_thumbnails(
 
 
 def _instances(archive: Archive, series: str, every: bool) -> list[dict[str, Any]]:
-    quoted = series.replace("'", "''")
-    only = f"WHERE SeriesInstanceUID = '{quoted}'" if series else ""
+    only = f"WHERE SeriesInstanceUID = {quoted(series)}" if series else ""
     middle = """QUALIFY row_number() OVER (PARTITION BY SeriesInstanceUID ORDER BY InstanceNumber, SOPInstanceUID)
         = count(*) OVER (PARTITION BY SeriesInstanceUID) // 2 + 1"""
     found: list[dict[str, Any]] = archive.sql(

@@ -148,6 +148,17 @@ def optimize(
         console.emit({"version": version, "files_before": before, "files_after": after, "removed": len(removed)})
 
 
+@catalog_app.command("rebuild-index")
+@guarded
+def rebuild_index(home: HomeOption = None, json: JsonOption = False) -> None:
+    """Forget the query index and make it anew from the table; nothing else is in it."""
+    archive = open_archive(existing(home))
+    with console.stage("rebuild the query index"):
+        version = archive.index.rebuild(archive.objects)
+    if json:
+        console.emit({"version": version})
+
+
 @catalog_app.command()
 @guarded
 def conflicts(home: HomeOption = None, json: JsonOption = False) -> None:

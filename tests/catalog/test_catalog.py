@@ -141,6 +141,61 @@ def test_a_stream_goes_on_at_an_interval(spark: "SparkSession", home: Path, fold
         query.stop()
 
 
+def test_a_stream_has_a_row_for_a_truncated_file_too(spark: "SparkSession", home: Path, folder: Path) -> None:
+    whole = (folder / "a" / "0001.dcm").read_bytes()
+    (folder / "cut.dcm").write_bytes(whole[:-9])
+    catalog = Catalog(spark, home=home)
+    stream(catalog, folder)
+    assert counted(catalog) == {"ok": 12, "not_dicom": 1, "broken": 1}
+    (folder / "cut.dcm").write_bytes(whole)
+    stream(catalog, folder)
+    assert counted(catalog) == {"ok": 13, "not_dicom": 1, "broken": 1}
+
+
+def test_a_stream_unpacks_what_arrives(spark: "SparkSession", home: Path, folder: Path) -> None:
+    catalog = Catalog(spark, home=home)
+    stream(catalog, folder, extractZip=True)
+    with zipfile.ZipFile(folder / "more.zip", "w") as more:
+        more.write(folder / "a" / "0001.dcm", "again.dcm")
+    for _ in range(2):
+        stream(catalog, folder, extractZip=True, extractZipBasePath=str(folder / "unpacked"))
+        assert counted(catalog) == {"ok": 13, "not_dicom": 1, "archive": 1}
+
+
+def test_two_tables_have_streams_of_their_own(spark: "SparkSession", home: Path, folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        catalog = Catalog(spark, table=str(tmp_path / name / "t"), home=home)
+        stream(catalog, folder / "a")
+        assert counted(catalog) == {"ok": 6}
+        assert len(catalog.archive.index.instances({})) == 6
+
+
+def test_mistakes_with_streams_are_one_line(spark: "SparkSession", home: Path, folder: Path) -> None:
+    catalog = Catalog(spark, home=home)
+    for options in ({"triggerProcessingTime": "banana"}, {"maxFilesPerTrigger": 0}):
+        with pytest.raises(CatalogError, match=r"banana|give 1 or more") as caught:
+            stream(catalog, folder, **options)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(CatalogError, match="check the path"):
+        catalog.catalog(str(folder / "nowhere"), streaming=True)
+
+
+def test_a_row_is_saved_once_and_columns_keep_their_type(spark: "SparkSession", home: Path, folder: Path) -> None:
+    from pyspark.sql import functions
+
+    from catalog.dicom import DicomMetaExtractor
+
+    catalog = Catalog(spark, home=home / "b[1]")
+    found = DicomMetaExtractor(catalog).transform(catalog.catalog(str(folder))).cache()
+    catalog.save(found.union(found).withColumn("score", functions.lit(1.5)))
+    assert counted(catalog) == {"ok": 12, "not_dicom": 1}
+    with pytest.raises(CatalogError, match="score is string here, and score is double in the table"):
+        catalog.save(found.withColumn("score", functions.lit("high")))
+    with pytest.raises(CatalogError, match="no column length"):
+        catalog.save(found.drop("length"))
+    assert catalog.load().filter("score > 1").count() == 13
+
+
 KILLED = """
 import os, sys
 from pathlib import Path

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import highdicom as hd
 import numpy as np
+import pyarrow as pa
 import pydicom
 import pytest
 
@@ -102,3 +103,56 @@ def test_a_conflict_is_decided_once(labelled: tuple[Archive, str], tmp_path: Pat
     assert archive.sql("SELECT count(*) n FROM instances WHERE Modality <> 'SEG'")["n"].to_pylist() == [len(before)]
     with pytest.raises(CatalogError, match=r"not in conflict.*catalog conflicts"):
         resolve(archive, str(changed), accept=accept)
+
+
+def test_what_is_stored_is_judged_as_what_is_ingested(labelled: tuple[Archive, str], tmp_path: Path) -> None:
+    archive, uid = labelled
+    before = archive.series_files(uid)
+    changed = pydicom.dcmread(other(before[0], tmp_path / "elsewhere" / "changed", pixels=1))
+    (path,) = archive.store([changed], folder="sent", writer="w")
+    assert row(archive, path)["status"] == "conflict" and archive.series_files(uid) == before
+
+
+def test_equal_bits_that_show_something_else_are_a_conflict(labelled: tuple[Archive, str], tmp_path: Path) -> None:
+    archive, uid = labelled
+    (seg,) = archive.sql("SELECT path FROM instances WHERE Modality = 'SEG'")["path"].to_pylist()
+    moved = pydicom.dcmread(seg)
+    for frame in moved.PerFrameFunctionalGroupsSequence:
+        position = frame.PlanePositionSequence[0]
+        position.ImagePositionPatient = [position.ImagePositionPatient[0] + 100, *position.ImagePositionPatient[1:]]
+    (tmp_path / "elsewhere").mkdir()
+    moved.save_as(tmp_path / "elsewhere" / "seg.dcm")
+    assert ingest_one(archive, tmp_path / "elsewhere" / "seg.dcm") == 1
+
+
+def test_a_moved_file_is_no_conflict_and_says_that_it_was_not_compared(labelled: tuple[Archive, str], tmp_path: Path) -> None:
+    archive, uid = labelled
+    first = Path(archive.series_files(uid)[0])
+    (tmp_path / "moved").mkdir()
+    first.rename(tmp_path / "moved" / "file")
+    assert ingest_one(archive, tmp_path / "moved" / "file") == 0
+    assert f"could not be compared with {first}" in str(row(archive, tmp_path / "moved" / "file")["notes"])
+    assert str(tmp_path / "moved" / "file") in archive.series_files(uid)
+
+
+def test_a_file_written_over_is_a_conflict_where_its_pixels_were_known(labelled: tuple[Archive, str], tmp_path: Path) -> None:
+    archive, uid = labelled
+    copy = other(archive.series_files(uid)[0], tmp_path / "elsewhere" / "copy")
+    ingest_one(archive, copy)  # current now, its pixels hashed
+    other(str(copy), copy, pixels=1)
+    assert ingest_one(archive, copy) == 1
+
+
+def test_a_decision_counts_whatever_the_clocks_say(
+    labelled: tuple[Archive, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, uid = labelled
+    changed = other(archive.series_files(uid)[0], tmp_path / "elsewhere" / "changed", pixels=1)
+    with monkeypatch.context() as ahead:
+        ahead.setattr("catalog.objects.time.time", lambda: 4_000_000_000.0)
+        ingest_one(archive, changed)
+    archive.objects.grow([pa.field("mine", pa.string())])
+    resolve(archive, str(changed), accept=True)
+    assert archive.sql(f"SELECT status, mine FROM files WHERE path = '{changed}'").to_pylist() == [
+        {"status": "ok", "mine": None}
+    ]

@@ -503,6 +503,7 @@ class Watched:
     def __init__(self, objects: MemoryTable, meanwhile: Callable[[], Any]) -> None:
         self.objects, self.meanwhile = objects, meanwhile
         self.version, self.append, self.scan = objects.version, objects.append, objects.scan
+        self.identity = objects.identity
 
     def added(self, columns: Sequence[str], *, since: int, version: int) -> pa.RecordBatchReader:
         def batches() -> Iterator[pa.RecordBatch]:

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import highdicom as hd
+import pyarrow as pa
 import pydicom
 import pytest
 
 from catalog import Archive, CatalogError
-from catalog.files import list_files
+from catalog.files import list_files, listed
 from catalog.ingest import ingest
+from catalog.objects import rows
 from catalog.parse import parse
+from catalog.schemas import OBJECTS
 from catalog.series import write_series
 
 if TYPE_CHECKING:
@@ -190,6 +193,32 @@ def test_a_killed_ingest_is_run_again(spark: "SparkSession", home: Path, folder:
     assert (report.found, report.added, report.unchanged) == (14, 9, 5)
     assert archive.sql("SELECT count(DISTINCT path) n FROM object_catalog")["n"].to_pylist() == [14]
     assert archive.objects.vacuum(hours=0), "what the killed one wrote and never committed"
+
+
+def test_what_could_not_be_read_is_tried_again(
+    spark: "SparkSession", home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, file = Archive(home), folder / "a" / "0001.dcm"
+    ingest(spark, archive, folder / "b")
+    refused = rows([listed(file)], folder).to_pylist()[0] | {"status": "unreadable", "error": "Input/output error"}
+    archive.objects.append(pa.Table.from_pylist([refused], schema=OBJECTS), writer="w", batch=0)
+    report = ingest(spark, archive, folder / "a")
+    assert (report.found, report.added, report.bad) == (6, 6, 0)
+    assert ingest(spark, archive, folder / "a").added == 0
+
+
+def test_pixels_can_be_read_later(spark: "SparkSession", home: Path, folder: Path) -> None:
+    archive = Archive(home)
+    ingest(spark, archive, folder)
+    assert ingest(spark, archive, folder, deep=True).added == 12
+    assert archive.sql("SELECT count(pixel_hash) n, count(*) m FROM instances").to_pylist() == [{"n": 12, "m": 12}]
+    assert ingest(spark, archive, folder, deep=True).added == 0
+
+
+def test_a_link_to_itself_is_a_row(spark: "SparkSession", home: Path, folder: Path) -> None:
+    (folder / "loop").symlink_to(folder / "loop")
+    report = ingest(spark, Archive(home), folder)
+    assert (report.found, report.bad) == (15, 3)
 
 
 def test_archives_are_unpacked_once_and_their_files_have_rows(spark: "SparkSession", home: Path, folder: Path) -> None:

@@ -267,8 +267,8 @@ def test_a_series_is_shown_by_its_middle_instance_once(spark: "SparkSession", ar
 def test_a_folder_that_cannot_be_written_ends_the_work(spark: "SparkSession", archive: Archive) -> None:
     from catalog.thumbnail_extractor import make_thumbnails, thumbnail_folder
 
-    thumbnail_folder(archive.home).parent.mkdir(exist_ok=True)
-    thumbnail_folder(archive.home).write_text("a file where the folder goes")
+    thumbnail_folder(archive).parent.mkdir(exist_ok=True)
+    thumbnail_folder(archive).write_text("a file where the folder goes")
     with pytest.raises(CatalogError, match="cannot be written"):
         make_thumbnails(spark, archive)
 
