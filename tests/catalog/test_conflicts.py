@@ -114,7 +114,7 @@ def test_what_is_stored_is_judged_as_what_is_ingested(labelled: tuple[Archive, s
 
 
 def test_equal_bits_that_show_something_else_are_a_conflict(labelled: tuple[Archive, str], tmp_path: Path) -> None:
-    archive, uid = labelled
+    archive, _ = labelled
     (seg,) = archive.sql("SELECT path FROM instances WHERE Modality = 'SEG'")["path"].to_pylist()
     moved = pydicom.dcmread(seg)
     for frame in moved.PerFrameFunctionalGroupsSequence:
