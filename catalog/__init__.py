@@ -9,7 +9,7 @@ from catalog.cohort import CohortFolder, Origin
 from catalog.conflicts import resolve
 from catalog.disk import atomic_file
 from catalog.errors import CatalogError, VoxloopError
-from catalog.files import located
+from catalog.files import exists, located
 from catalog.importing import ImportReport, import_nifti
 from catalog.ingest import IngestReport, ingest
 from catalog.labels import LabelRevision, State, Submission, current, mask, submit
@@ -56,6 +56,7 @@ __all__ = [
     "current",
     "deterministic_uid",
     "examine",
+    "exists",
     "freeze",
     "import_nifti",
     "ingest",

@@ -82,7 +82,7 @@ class Budget:
             self._refuse("depth", f"it nests archives deeper than {self.limits.depth}")
 
     def _refuse(self, limit: str, problem: str) -> NoReturn:
-        remedy = f"if it can be trusted, unpack it with a higher limit of {limit}"
+        remedy = "if it can be trusted, unpack it yourself, and ingest the folder"
         raise CatalogError(problem, about=utf8(self.archive.path), remedy=remedy)
 
 
@@ -138,7 +138,11 @@ class Into:
         if info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16):
             return self._refused(info.filename, info.file_size, "a symbolic link, which is not followed")
         if info.flag_bits & 1:
-            return self._refused(info.filename, info.file_size, "the member is encrypted")
+            return self._refused(
+                info.filename,
+                info.file_size,
+                "the member is encrypted: unpack the archive with its password, and ingest the folder",
+            )
         self.budget.fits(info.file_size)
         try:
             with _reading(), archive.open(info) as stream:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -47,6 +48,8 @@ class Catalog:
         index_url: str | None = None,
     ) -> None:
         self.spark = spark
+        if spark.sparkContext.master.startswith("local"):  # workers need what this Python has, whatever is on the PATH
+            spark.sparkContext.pythonExec = sys.executable
         self.archive = Archive(home, index_url=index_url, table=_folder(table), volume=_folder(volume))
         self._said = f"Catalog(spark, table={table!r}, volume={volume!r}, home={str(home)!r})"
         self._stream: Stream | None = None

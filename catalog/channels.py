@@ -30,6 +30,14 @@ class Channel:
     where: Mapping[str, tuple[str, ...]]
     prefer: Prefer | None = None
 
+    def __post_init__(self) -> None:
+        """ValueError where a comparison has no number."""
+        for keyword, wanted in self.where.items():
+            for one in wanted:
+                compared = _COMPARISON.fullmatch(one.removeprefix("!"))
+                if compared and number(compared[2]) is None:
+                    raise ValueError(f"{keyword} {one!r}: {compared[1]} needs a number")
+
     def misfit(self, found: Slice) -> str:
         """The first condition that the volume of a slice does not fit, in words; empty where it fits all."""
         for keyword, wanted in self.where.items():

@@ -39,8 +39,8 @@ T = TypeVar("T")
 class IngestReport:
     """Counts of files: ``found`` on disk, ``added`` as rows, ``unchanged`` since an earlier ingest and not opened,
     ``growing`` while they were looked at and left for the next run; ``bad`` are those of the catalogued that are not usable
-    (their rows say why), of which ``conflicts`` wait for ``voxloop catalog resolve``; ``version`` is the table's that has
-    them all."""
+    (their rows say why), of which ``conflicts`` wait for ``voxloop catalog resolve``; ``archives`` those that hold others;
+    ``version`` is the table's that has them all."""
 
     found: int = 0
     added: int = 0
@@ -48,6 +48,7 @@ class IngestReport:
     growing: int = 0
     bad: int = 0
     conflicts: int = 0
+    archives: int = 0
     version: int = -1
 
     def as_json(self) -> dict[str, Any]:
@@ -154,7 +155,8 @@ class _Ingest:
             unchanged=so_far.unchanged + found - added - growing,
             growing=so_far.growing + growing,
             bad=so_far.bad + bad,
-            conflicts=so_far.conflicts + conflicts + sum(status == "conflict" for status in there),
+            conflicts=so_far.conflicts + conflicts + there.count("conflict"),
+            archives=so_far.archives + there.count("archive") + sum(len(share.archives) for share in done),
             version=version,
         )
 

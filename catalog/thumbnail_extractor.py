@@ -131,7 +131,7 @@ def make_thumbnails(
     """
     folder = thumbnail_folder(archive)
     rows = _instances(archive, series, every)
-    pictured = [(_key(row), str(row["SeriesInstanceUID"])) for row in rows if row["Rows"] is not None]
+    pictured = [(_key(row), str(row["SeriesInstanceUID"])) for row in rows if row["pictured"]]
     missing = [key[0] for key, _ in pictured if not thumbnail_file(folder, key).exists()]
     failed: list[tuple[str, str]] = []
     at_once = FILES_A_TASK * spark.sparkContext.defaultParallelism
@@ -147,9 +147,10 @@ def _instances(archive: Archive, series: str, every: bool) -> list[dict[str, Any
     only = f"WHERE SeriesInstanceUID = {quoted(series)}" if series else ""
     middle = """QUALIFY row_number() OVER (PARTITION BY SeriesInstanceUID ORDER BY InstanceNumber, SOPInstanceUID)
         = count(*) OVER (PARTITION BY SeriesInstanceUID) // 2 + 1"""
-    found: list[dict[str, Any]] = archive.sql(
-        f"""SELECT path, modificationTime, length, SeriesInstanceUID, "Rows" FROM instances {only} {"" if every else middle}"""
-    ).to_pylist()
+    query = f"""SELECT path, modificationTime, length, SeriesInstanceUID,
+            "Rows" IS NOT NULL AND (pixel_offset IS NOT NULL OR file_meta IS NULL) AS pictured
+        FROM instances {only} {"" if every else middle}"""
+    found: list[dict[str, Any]] = archive.sql(query).to_pylist()
     if series and not found:
         raise CatalogError("no such series in the catalog", about=series, remedy="ingest its files first")
     return found

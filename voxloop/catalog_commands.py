@@ -1,5 +1,8 @@
 """The commands over the catalog: files in, questions, files out."""
 
+import signal
+import threading
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
 from enum import StrEnum
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from catalog.errors import CatalogError
 from voxloop import console
 from voxloop.answer import Format, show, write
 from voxloop.command import HomeOption, JsonOption, app, existing, guarded, open_archive, spark_session
@@ -64,10 +68,11 @@ def ingest(
     """Read every file's header into the catalog; what is there already, unchanged, is not opened again."""
     from catalog import ingest as read_headers
 
+    _there(path)
     settings = read(home)
     archive = open_archive(settings)
     if watch:
-        return _watch(settings, archive, path, watch, pattern, recurse, extract_zip, deep)
+        return _watch(settings, archive, path, watch, pattern, recurse, extract_zip, deep, json)
     with spark_session(settings, warm=False) as spark, console.stage(f"ingest {path}") as report:
         done = read_headers(
             spark, archive, path, pattern=pattern, recurse=recurse, extract=extract_zip, deep=deep, progress=report
@@ -75,33 +80,57 @@ def ingest(
     with console.stage("follow with the query index"):
         archive.index.follow(archive.objects)
     console.note(f"{done.found} files: {done.added} added, {done.unchanged} unchanged, {done.bad} not usable")
+    if not done.found:
+        console.note(f"nothing in {path} fits: is it the right folder?")
+    if done.archives and not extract_zip:
+        console.note(f"{done.archives} archives were not looked into: add --extract-zip")
     if done.growing:
         console.note(f"{done.growing} are still being written: run the same command again when they are complete")
     if done.conflicts:
         console.note(f"{done.conflicts} in conflict with a labelled object: voxloop catalog conflicts")
     if done.bad:
-        _show_bad(archive, path)
+        _show_bad(archive, path, home)
     if json:
         console.emit(done.as_json())
     return None
 
 
-def _show_bad(archive: "Archive", path: str) -> None:
-    """How many files are unusable for which reason, and where to see each."""
+def _there(path: str) -> None:
+    """CatalogError where nothing is at ``path``: before Spark starts, which takes longer than the question."""
+    from catalog import exists, located
+
+    if not exists(located(path)):
+        raise CatalogError("no such folder or file", about=path, remedy="check the path")
+
+
+def _show_bad(archive: "Archive", path: str, home: Path | None) -> None:
+    """How many files under ``path`` are unusable for which reason, and where to see each."""
     from catalog import located, quoted
 
-    why = f"""
-        SELECT status, error, count(*) AS files, min(relative_path) AS one FROM files
-        WHERE status NOT IN ('ok', 'archive', 'rejected') AND starts_with(original_path, {quoted(located(path))})
-        GROUP BY ALL ORDER BY files DESC LIMIT 9"""
-    for row in archive.sql(why).to_pylist():
+    bad = f"status NOT IN ('ok', 'archive', 'rejected') AND starts_with(original_path, {quoted(located(path))})"
+    why = f"""SELECT status, error, count(*) AS files, min(relative_path) AS one FROM files WHERE {bad}
+        GROUP BY ALL ORDER BY files DESC"""
+    rows = archive.sql(why).to_pylist()
+    for row in rows[:9]:
         console.note(f"  {row['files']} × {row['status']}: {row['error']}   ({row['one']})")
-    console.note("  each of them: voxloop sql \"SELECT path, status, error FROM files WHERE status NOT IN ('ok', 'archive')\"")
+    if len(rows) > 9:
+        console.note(f"  … and {len(rows) - 9} more reasons")
+    at = f" --home {home}" if home else ""
+    console.note(f'  each of them: voxloop sql "SELECT path, status, error FROM files WHERE {bad}"{at}')
 
 
 def _watch(
-    settings: "Settings", archive: "Archive", path: str, interval: str, pattern: str, recurse: bool, extract: bool, deep: bool
+    settings: "Settings",
+    archive: "Archive",
+    path: str,
+    interval: str,
+    pattern: str,
+    recurse: bool,
+    extract: bool,
+    deep: bool,
+    json: bool,
 ) -> None:
+    """Take in what arrives until Ctrl-C, which ends the query between two of its steps."""
     from catalog import Catalog
     from catalog.dicom import DicomMetaExtractor
 
@@ -110,14 +139,33 @@ def _watch(
         files = catalog.catalog(path, pattern, recurse, streaming=True, triggerProcessingTime=interval, extractZip=extract)
         query = catalog.save(DicomMetaExtractor(catalog, deep=deep, useVariant=False).transform(files))
         assert not isinstance(query, int)
+        stopped = threading.Event()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, lambda *_: stopped.set())
         console.note(f"watching {path}, every {interval}; Ctrl-C ends it, and the next watch goes on from there")
-        version = archive.objects.version()
-        while not query.awaitTermination(1):
-            if (now := archive.objects.version()) != version:
-                added = archive.objects.added(("status",), since=version, version=now).read_all()["status"].to_pylist()
-                bad = sum(status not in ("ok", "archive") for status in added)
-                console.note(f"{len(added)} files added, {bad} not usable")
-                version = archive.index.follow(archive.objects)
+        version, total = archive.objects.version(), {"added": 0, "bad": 0}
+        while not stopped.wait(1) and query.isActive:
+            version = _tell(archive, version, total)
+        failed = query.exception() if not query.isActive else None
+        query.stop()
+        _tell(archive, version, total)
+    if failed:
+        raise FrontDoorError(f"the watch ended: {str(failed).strip().splitlines()[0]}", about=path, remedy="run it again")
+    console.note(f"{total['added']} files added in all, {total['bad']} not usable")
+    if json:
+        console.emit(total)
+
+
+def _tell(archive: "Archive", version: int, total: dict[str, int]) -> int:
+    """Say what was added since ``version``, and add it to ``total``; the version now."""
+    if (now := archive.objects.version()) > version:
+        added = archive.objects.added(("status",), since=max(version, 0), version=now).read_all()["status"].to_pylist()
+        bad = sum(status not in ("ok", "archive") for status in added)
+        if added:
+            console.note(f"{len(added)} files added, {bad} not usable")
+        total["added"], total["bad"] = total["added"] + len(added), total["bad"] + bad
+        archive.index.follow(archive.objects)
+    return now
 
 
 catalog_app = typer.Typer(help="Look after the catalog's table.", no_args_is_help=True)
@@ -166,6 +214,8 @@ def conflicts(home: HomeOption = None, json: JsonOption = False) -> None:
     archive = open_archive(existing(home))
     rows = archive.sql("SELECT path, SOPInstanceUID, error FROM files WHERE status = 'conflict' ORDER BY path").to_pylist()
     console.records(rows)
+    if not rows:
+        console.note("no file is in conflict")
     if rows:
         console.note("to make one current: voxloop catalog resolve PATH --accept; to leave the first: --reject")
     if json:
@@ -194,7 +244,8 @@ def resolve(
 @guarded
 def sql(
     query: Annotated[
-        str, typer.Argument(help="SQL over object_catalog, instances, series, studies, labels, predictions, scores.")
+        str,
+        typer.Argument(help="SQL over studies, series, instances, files, object_catalog, labels, predictions, scores, splits."),
     ],
     engine: Annotated[Engine, typer.Option(help="DuckDB in this process, or Spark.")] = Engine.DUCKDB,
     form: Annotated[Format, typer.Option("--format", help="How the rows are given.")] = Format.TABLE,
@@ -247,8 +298,9 @@ def cases(
         for found in study.verdicts:
             fate = f"in: {found.channel}" if found.channel else f"out: {found.reason}"
             console.plain(f"  {found.ref}  {found.modality} {found.description!r}  {fate}")
-    for refusal in refusals:
-        console.plain(f"refused: study {refusal['study_uid']}: {refusal['reason']}")
+    for reason, count in Counter(refusal["reason"] for refusal in refusals).most_common():
+        one = next(refusal["study_uid"] for refusal in refusals if refusal["reason"] == reason)
+        console.plain(f"refused: {f'study {one}' if count == 1 else f'{count} studies, as {one}'}: {reason}")
     console.note(f"{len(listed)} case{'' if len(listed) == 1 else 's'} of {len(studies)} studies, {len(refusals)} refused")
 
 
@@ -273,6 +325,8 @@ def thumbnails(
 
     settings = existing(home)
     archive = open_archive(settings)
+    if series:
+        archive.series_files(series)  # says where there is none, before Spark starts
     with spark_session(settings, warm=False) as spark, console.stage("thumbnails") as report:
         done = make_thumbnails(spark, archive, series=series, every=every, progress=report)
     console.note(f"{done.wanted} instances: {done.made} pictures made, {done.unchanged} unchanged in {done.folder}")
@@ -286,6 +340,17 @@ def thumbnails(
             console.note("  … and more: --json lists them all")
     if json:
         console.emit(done.as_json())
+
+
+def _of_series(archive: "Archive", uid: str) -> list[str | Path]:
+    """The files of a series; CatalogError, which names a study's series where the UID is a study's."""
+    try:
+        return [*archive.series_files(uid)]
+    except CatalogError:
+        series = [str(found["SeriesInstanceUID"]) for found in archive.index.series({"StudyInstanceUID": uid})]
+        if not series:
+            raise
+        raise CatalogError("a study, not a series", about=uid, remedy=f"its series are {', '.join(series[:8])}") from None
 
 
 @app.command()
@@ -309,7 +374,7 @@ def export(
         files: list[str | Path] = [*files_under(path)]
         name = path.resolve().name.removesuffix(".dcm")
     elif all(part.isdigit() for part in source.split(".")):
-        files, name = [*open_archive(existing(home)).series_files(source)], source
+        files, name = _of_series(open_archive(existing(home)), source), source
     else:
         remedy = "name a SeriesInstanceUID, as voxloop sql lists them, or a folder or file that is there"
         raise FrontDoorError("neither a UID nor a path that is there", about=source, remedy=remedy)

@@ -46,6 +46,9 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except VoxloopError as problem:
             console.error(str(problem))
+            if kwargs.get("json") and not console.emitted():
+                told = {"problem": problem.problem, "about": problem.about, "remedy": problem.remedy}
+                console.emit({"error": told})
         except KeyboardInterrupt:
             console.error("stopped; run the same command again to go on where it was")
             _leave(130)
@@ -75,10 +78,15 @@ def spark_session(settings: Settings, *, warm: bool = True) -> "Iterator[SparkSe
 
     with console.stage("start Spark"):
         spark = start(settings, warm=warm)
+    interrupted = False
     try:
         yield spark
+    except KeyboardInterrupt:
+        interrupted = True  # in the middle of a call to Java, which would not understand the next; it ends with this process
+        raise
     finally:
-        spark.stop()
+        if not interrupted:
+            spark.stop()
 
 
 def open_archive(settings: Settings) -> "Archive":

@@ -16,10 +16,11 @@ from rich.text import Text
 
 from catalog.progress import Progress as Report
 
-__all__ = ["emit", "error", "note", "plain", "records", "stage", "stop", "table"]
+__all__ = ["emit", "emitted", "error", "note", "plain", "records", "stage", "stop", "table"]
 
 _screen = Console(stderr=True, highlight=False)
 _stopping = threading.Event()
+_emitted = threading.Event()
 
 
 def stop() -> None:
@@ -34,6 +35,11 @@ def _unless_stopped(report: Report) -> Report:
         report(done, total)
 
     return reported
+
+
+def emitted() -> bool:
+    """Whether the JSON object was written."""
+    return _emitted.is_set()
 
 
 def note(text: str) -> None:
@@ -86,6 +92,7 @@ def table(renderable: Any) -> None:
 
 def emit(result: Mapping[str, Any]) -> None:
     """The command's result: one JSON object on one line of standard output."""
+    _emitted.set()
     print(orjson.dumps(result, option=orjson.OPT_SERIALIZE_NUMPY, default=str).decode(), flush=True)
 
 

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +67,8 @@ def session(
     with _saying_to(log or scratch / "spark.log"):
         started: SparkSession = builder.getOrCreate()
         started.sparkContext.setLogLevel("ERROR")
+    if threading.current_thread() is threading.main_thread():  # Spark's own handler calls Java in the middle of a call to Java
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return started
 
 

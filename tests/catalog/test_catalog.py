@@ -167,6 +167,7 @@ def test_two_tables_have_streams_of_their_own(spark: "SparkSession", home: Path,
         catalog = Catalog(spark, table=str(tmp_path / name / "t"), home=home)
         stream(catalog, folder / "a")
         assert counted(catalog) == {"ok": 6}
+        catalog.archive.index.follow(catalog.archive.objects)
         assert len(catalog.archive.index.instances({})) == 6
 
 

@@ -45,7 +45,7 @@ def folder(noise: Noise, tmp_path: Path) -> Path:
 def test_every_file_gets_a_row_once(spark: "SparkSession", home: Path, folder: Path) -> None:
     archive, seen = Archive(home), []
     report = ingest(spark, archive, folder, progress=lambda done, total: seen.append((done, total)))
-    counts = {"found": 14, "added": 14, "unchanged": 0, "growing": 0, "bad": 2, "conflicts": 0}
+    counts = {"found": 14, "added": 14, "unchanged": 0, "growing": 0, "bad": 2, "conflicts": 0, "archives": 0}
     assert report.as_json() == {**counts, "version": report.version}
     assert seen[0] == (0, 14) and seen[-1] == (14, 14)
     bad = archive.sql("SELECT relative_path, status, error FROM object_catalog WHERE status <> 'ok' ORDER BY 1").to_pylist()
