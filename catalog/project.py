@@ -154,11 +154,12 @@ class _ChannelIn(_Strict):
     @pydantic.field_validator("where")
     @classmethod
     def _names_attributes(cls, given: dict[str, Any]) -> dict[str, Any]:
-        for keyword in given:
+        for keyword, wanted in given.items():
             try:
                 address(keyword)
             except CatalogError as problem:
                 raise ValueError(str(problem)) from None
+            Channel("", {keyword: tuple(map(str, wanted if isinstance(wanted, list) else [wanted]))})
         return given
 
     def channel(self) -> Channel:

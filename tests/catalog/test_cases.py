@@ -483,3 +483,8 @@ def test_a_real_pet_ct(petct: Archive, project: Callable[..., Project]) -> None:
     body = pet.array > np.percentile(pet.array, 99)
     assert -300 < np.median(ct.array[body]) < 300
     assert study.cases == tuple(replace(c, patient_id=case.patient_id) for c in project(PET_CT).cases(petct))
+
+
+def test_a_comparison_without_a_number_is_refused(project: Callable[..., Project]) -> None:
+    with pytest.raises(CatalogError, match=r"SliceThickness '<= five': <= needs a number"):
+        project('{name: CT, where: {Modality: CT, SliceThickness: "<= five"}}')
