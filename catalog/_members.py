@@ -82,8 +82,11 @@ class Budget:
             self._refuse("depth", f"it nests archives deeper than {self.limits.depth}")
 
     def _refuse(self, limit: str, problem: str) -> NoReturn:
-        remedy = "if it can be trusted, unpack it yourself, and ingest the folder"
+        remedy = f"beyond the limit of {limit}: if it can be trusted, unpack it yourself, and ingest the folder"
         raise CatalogError(problem, about=utf8(self.archive.path), remedy=remedy)
+
+
+_ENCRYPTED = "the member is encrypted: unpack the archive with its password, and ingest the folder"
 
 
 @dataclass(frozen=True)

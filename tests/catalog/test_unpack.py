@@ -313,7 +313,7 @@ def test_encrypted_damaged_and_unknown_members_are_refused_one_by_one(tmp_path: 
     found = unpack(path)
     assert contents(found, path) == {"good": b"good"}
     told = problems(found, path)
-    assert told["secret"] == "the member is encrypted"
+    assert told["secret"] == "the member is encrypted: unpack the archive with its password, and ingest the folder"
     assert "Bad CRC-32" in told["rotten"] and "compression method" in told["modern"]
 
 
