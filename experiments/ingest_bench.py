@@ -36,9 +36,9 @@ def bench(start: Start, folder: Path, *, n: int = 4000, rounds: int = 5) -> Benc
     """Ingest ``n`` instances into an empty home, and the same files the textbook way.
 
     Figures: ``instances_per_cpu_s`` of ours and ``textbook_per_cpu_s``; ``bare_per_cpu_s``, instances a CPU-second of the
-    header walk alone in a process a core, and ``ceiling_ratio``, how much of that our ingest reaches; ``again_ratio``, the first
-    ingest's seconds over those of a second one of the same folder; ``cores_ratio``, the seconds of Spark on one core over those
-    on all; ``index_cpu_s``, what following the table costs the query index, which is no part of ``ours``.
+    header walk alone in a process a core, and ``ceiling_ratio``, what share of it our ingest reaches; ``again_ratio``, the
+    first ingest's seconds over those of a second one of the same folder; ``cores_ratio``, the seconds of Spark on one core over
+    those on all; ``index_cpu_s``, what following the table costs the query index, which is no part of ``ours``.
     """
     corpus, home = ct_corpus(folder / f"corpus-{n}", n), folder / "home"
     cores = _cores(start, corpus, folder, rounds)
