@@ -11,6 +11,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pyarrow.parquet as pq
+
 from catalog.archive import Archive
 from catalog.conflicts import Settler
 from catalog.disk import FULL, disk_full
@@ -103,7 +105,8 @@ class _Ingest:
         writer = f"ingest/{uuid.uuid4()}"
         version, committed = commit_absent(objects, parts, writer=writer, read=max(read, 0), settle=settler.settle)
         there = [status for key, status in present.items() if key not in again]
-        self._count(len(batch), there, done, sum(part.rows for part in committed), settler.conflicts, version)
+        conflicts = sum(_conflicts(objects.path / part.name) for part in committed) if settler.conflicts else 0
+        self._count(len(batch), there, done, sum(part.rows for part in committed), conflicts, version)
         archives = {path for share in done for path in share.archives}
         archives |= {key[0] for key, status in present.items() if status == "archive"}
         return [file for file in batch if file.key[0] in archives and not file.original] if archives else []
@@ -159,6 +162,11 @@ class _Ingest:
             archives=so_far.archives + there.count("archive") + sum(len(share.archives) for share in done),
             version=version,
         )
+
+
+def _conflicts(part: Path) -> int:
+    """How many rows of a part wait for a decision; another writer may have had some of those that were judged."""
+    return int(pq.read_table(part, columns=["status"])["status"].to_pylist().count("conflict"))
 
 
 def _unpack(file: Listed, into: Path) -> str:

@@ -90,6 +90,15 @@ def noise() -> Callable[..., hd.Volume]:
 
 
 @pytest.fixture
+def folder(noise: Callable[..., hd.Volume], tmp_path: Path) -> Path:
+    """Two series and a text."""
+    for case in ("a", "b"):
+        write_series(noise(), tmp_path / "in" / case, patient_id=case, case=case)
+    (tmp_path / "in" / "readme.txt").write_text("hello" * 100)
+    return tmp_path / "in"
+
+
+@pytest.fixture
 def stored(home: Path, tmp_path: Path) -> Callable[..., tuple[Archive, str]]:
     """Put a volume into an archive, without Spark: (archive, SeriesInstanceUID)."""
 

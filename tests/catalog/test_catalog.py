@@ -6,29 +6,17 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import highdicom as hd
 import pytest
 
-from catalog import Catalog, CatalogError, write_series
+from catalog import Catalog, CatalogError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = pytest.mark.slow
-Noise = Callable[..., hd.Volume]
-
-
-@pytest.fixture
-def folder(noise: Noise, tmp_path: Path) -> Path:
-    """Two series and a text."""
-    for case in ("a", "b"):
-        write_series(noise(), tmp_path / "in" / case, patient_id=case, case=case)
-    (tmp_path / "in" / "readme.txt").write_text("hello" * 100)
-    return tmp_path / "in"
 
 
 def counted(catalog: Catalog) -> dict[str, int]:

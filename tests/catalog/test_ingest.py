@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import highdicom as hd
 import pyarrow as pa
 import pydicom
 import pytest
@@ -22,24 +21,19 @@ from catalog.ingest import ingest
 from catalog.objects import rows
 from catalog.parse import parse
 from catalog.schemas import OBJECTS
-from catalog.series import write_series
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = pytest.mark.slow
-Noise = Callable[..., hd.Volume]
 
 
 @pytest.fixture
-def folder(noise: Noise, tmp_path: Path) -> Path:
+def folder(folder: Path) -> Path:
     """Two series, a text and a truncated file."""
-    for case in ("a", "b"):
-        write_series(noise(), tmp_path / "in" / case, patient_id=case, case=case)
-    (tmp_path / "in" / "readme.txt").write_text("hello" * 100)
-    (tmp_path / "in" / "cut.dcm").write_bytes((tmp_path / "in" / "a" / "0001.dcm").read_bytes()[:-9])
-    os.utime(tmp_path / "in" / "cut.dcm", (0, 0))  # written long ago
-    return tmp_path / "in"
+    (folder / "cut.dcm").write_bytes((folder / "a" / "0001.dcm").read_bytes()[:-9])
+    os.utime(folder / "cut.dcm", (0, 0))  # written long ago
+    return folder
 
 
 def test_every_file_gets_a_row_once(spark: "SparkSession", home: Path, folder: Path) -> None:
