@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import highdicom as hd
 import pyarrow as pa
 import pydicom
 import pytest
@@ -21,6 +22,7 @@ from catalog.ingest import ingest
 from catalog.objects import rows
 from catalog.parse import parse
 from catalog.schemas import OBJECTS
+from catalog.series import write_series
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -207,6 +209,19 @@ def test_pixels_can_be_read_later(spark: "SparkSession", home: Path, folder: Pat
     assert ingest(spark, archive, folder, deep=True).added == 12
     assert archive.sql("SELECT count(pixel_hash) n, count(*) m FROM instances").to_pylist() == [{"n": 12, "m": 12}]
     assert ingest(spark, archive, folder, deep=True).added == 0
+
+
+def test_many_copies_are_compared_by_the_workers(
+    spark: "SparkSession", home: Path, noise: Callable[..., hd.Volume], tmp_path: Path
+) -> None:
+    archive = Archive(home)
+    write_series(noise(shape=(20, 9, 11)), tmp_path / "in" / "first", patient_id="p", case="c")
+    assert ingest(spark, archive, tmp_path / "in").added == 20
+    shutil.copytree(tmp_path / "in" / "first", tmp_path / "in" / "second")
+    report = ingest(spark, archive, tmp_path / "in")
+    assert (report.added, report.conflicts) == (20, 0)
+    current = archive.sql("SELECT path, pixel_hash FROM instances").to_pylist()
+    assert len(current) == 20 and all("/second/" in row["path"] and row["pixel_hash"] for row in current)
 
 
 def test_a_link_to_itself_is_a_row(spark: "SparkSession", home: Path, folder: Path) -> None:
