@@ -35,8 +35,8 @@ FEW = 4000
 def bench(start: Start, folder: Path, *, n: int = 4000, rounds: int = 5) -> BenchResult:
     """Ingest ``n`` instances into an empty home, and the same files the textbook way.
 
-    Figures: ``textbook_per_cpu_s``, instances a CPU-second; ``instances_per_cpu_s`` of ours and ``bare_per_cpu_s`` of the header
-    walk alone in a process a core, measured in turn, and ``ceiling_ratio``, what share of the second the first is;
+    Figures: ``textbook_per_cpu_s``, instances a CPU-second; ``instances_per_cpu_s`` of ours and ``bare_per_cpu_s`` of the
+    header walk alone in a process a core, measured in turn, and ``ceiling_ratio``, what share of the second the first is;
     ``again_ratio``, the first ingest's seconds over those of a second one of the same folder; ``cores_ratio``, the seconds of
     Spark on one core over those on all; ``index_cpu_s``, what following the table costs the query index, no part of ``ours``.
     """
