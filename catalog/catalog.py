@@ -132,9 +132,11 @@ class Catalog:
 
     def load(self, table: str | None = None, version: int | None = None) -> "DataFrame":
         """Every row of the table, now or at ``version``, ``meta`` as VARIANT: ``meta:['00100010'].Value[0].Alphabetic``."""
+        from pyspark.sql import functions
+
         objects = self.archive.objects if table is None else DeltaTable(self.archive.home / "tables" / _folder(table), OBJECTS)
         found = _frame(self.spark, objects.files(version), objects.dataset(-1).schema)
-        return found.selectExpr(*(f"parse_json({n}) AS {n}" if n == "meta" else f"`{n}`" for n in found.columns))
+        return found.withColumn("meta", functions.parse_json("meta"))
 
 
 def _folder(name: str) -> str:
@@ -159,11 +161,12 @@ def _frame(spark: "SparkSession", files: Sequence[str], schema: pa.Schema) -> "D
 
 def _append(archive: Archive, df: "DataFrame", writer: str, batch: int, grow: bool) -> int:
     """Write ``df`` by Spark's workers into the table's folder, and commit what the table has not."""
+    from pyspark.sql import functions
     from pyspark.sql.pandas.types import to_arrow_schema
     from pyspark.sql.types import VariantType
 
     if isinstance(df.schema["meta"].dataType, VariantType):
-        df = df.selectExpr(*(f"to_json({n}) AS {n}" if n == "meta" else f"`{n}`" for n in df.columns))
+        df = df.withColumn("meta", functions.to_json("meta"))
     objects = archive.objects
     objects.create()
     own = {field.name: field for field in [*OBJECTS]}

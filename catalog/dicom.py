@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.ml import Transformer
+from pyspark.sql import functions
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
 from catalog.listing import PATHS, as_listed
@@ -42,7 +43,7 @@ class DicomMetaExtractor(Transformer):
         found = dataset.mapInArrow(_extract(schema, self.deep), from_arrow_schema(schema))
         if not self.use_variant:
             return found
-        return found.selectExpr(*(f"parse_json({n}) AS {n}" if n == "meta" else f"`{n}`" for n in found.columns))
+        return found.withColumn("meta", functions.parse_json("meta"))
 
 
 def _extract(schema: pa.Schema, deep: bool) -> "Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]":

@@ -196,14 +196,14 @@ class DeltaTable:
             ) from None
         return self.version()
 
-    def vacuum(self, *, hours: int = 24, dry_run: bool = False) -> list[str]:
+    def vacuum(self, *, hours: int = 24) -> list[str]:
         """Remove files older than ``hours`` that hold no row of any version: what a killed writer left, and what an earlier
         ``optimize`` merged and a later one merged again. Their paths."""
         delta = self._open(create=True)
         unused = delta.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False, full=True)
         parts = set(self._parts(-1, int(delta.version())))
         found = sorted(path for name in unused if (path := str(self.path / unquote(name))) not in parts)
-        for path in () if dry_run else found:
+        for path in found:
             Path(path).unlink(missing_ok=True)
         return found
 
