@@ -2,6 +2,7 @@
 
 from datamodules.dataset import DatasetInfo, LabelledCase, build
 from datamodules.errors import DataError
-from datamodules.plan import Fingerprint, Plan
+from datamodules.fingerprint import Fingerprint
+from datamodules.plan import Plan
 
 __all__ = ["DataError", "DatasetInfo", "Fingerprint", "LabelledCase", "Plan", "build"]

@@ -2,86 +2,96 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from statistics import median
-from typing import Any, Literal, Self
-
-import highdicom as hd
+from typing import Any, Literal, Self, get_args
 
 from catalog.labelset import LabelSet
 from datamodules.errors import DataError
+from datamodules.fingerprint import Fingerprint
 
-__all__ = ["Fingerprint", "Normalization", "Plan"]
+__all__ = ["Normalization", "Plan", "Task"]
 
 Normalization = Literal["zscore", "percentile", "ct"]
+Task = Literal["segmentation", "vista3d", "classification"]
+Precision = Literal["auto", "bf16", "32"]
 
-PREPARATION = ("spacing", "normalization", "structures", "values")  # what prepare() and prepare_mask() look at
+PREPARATION = ("spacing", "structures", "values", "channels", "normalization", "intensities")  # what a prepared volume depends on
 DIVISOR = 8  # the default network halves its grid at most three times
 LARGEST_PATCH = 96
 SMALL_UNET = {"channels": [32, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 1, "norm": "INSTANCE"}
 
 
 @dataclass(frozen=True)
-class Fingerprint:
-    """What a cohort's volumes have in common: median voxel spacing (mm) and size (voxels), both (z, y, x) after
-    reorientation, and the DICOM modality (``CT`` or another)."""
-
-    spacing: tuple[float, float, float]
-    shape: tuple[int, int, int]
-    modality: str = "MR"
-
-    @classmethod
-    def of(cls, volumes: Iterable[hd.Volume], *, modality: str = "MR") -> Self:
-        """Measure ``volumes``, one at a time; DataError where there is none."""
-        from datamodules.prepare import CANONICAL
-
-        geometries = [volume.get_geometry().to_patient_orientation(CANONICAL) for volume in volumes]
-        if not geometries:
-            raise DataError("no volumes to derive a plan from", remedy="widen the project's cohort")
-        spacing = [round(median(geometry.spacing[axis] for geometry in geometries), 4) for axis in range(3)]
-        shape = [round(median(geometry.spatial_shape[axis] for geometry in geometries)) for axis in range(3)]
-        return cls((spacing[0], spacing[1], spacing[2]), (shape[0], shape[1], shape[2]), modality)
-
-
-@dataclass(frozen=True)
 class Plan:
     """One training's decisions.
 
-    ``spacing`` is in mm and ``patch`` in voxels, both (z, y, x) of the canonical orientation (see ``prepare``).
-    ``structures[k]`` is class ``k + 1`` of the network and voxel value ``values[k]`` of a label map; class 0 is background.
-    ``batch`` patches make a step, ``steps`` steps a training, ``validate_every`` steps an epoch. ``overlap`` is the share
-    of a window that the next one covers at inference. ``network`` names a class of ``monai.networks.nets``.
+    ``spacing`` is in mm and ``patch`` in voxels, both (z, y, x) of the canonical orientation (see ``prepare``); a patch of one
+    voxel in z makes everything two-dimensional. ``structures[k]`` is class ``k + 1`` of the network and voxel value ``values[k]``
+    of a label map; class 0 is background. ``normalization`` is one a channel, and so are ``intensities``, what ``ct`` goes by:
+    (low, high, mean, standard deviation) of the cohort's foreground voxels; none: -1000…1000 HU.
+
+    ``batch`` patches, over all processes together, make a step, ``steps`` steps a training, ``validate_every`` steps an epoch;
+    at each visit a volume gives ``patches`` patches. ``network`` names a class of ``monai.networks.nets`` or one of the user's,
+    ``package.module:Class``. ``ema`` is the decay of the averaged weights, which validate and are kept (0: none). After
+    ``patience`` epochs without a better validation a training stops (0: never). The ``ensemble`` best epochs' weights answer
+    together. ``overlap`` is the share of a window that the next one covers at inference. ``precision`` ``auto`` is bf16 where the
+    device computes in it. ``exclusive`` (classification): exactly one structure is present in an image.
     """
 
     spacing: tuple[float, float, float]
     structures: tuple[str, ...]
     values: tuple[int, ...]
     patch: tuple[int, int, int]
-    normalization: Normalization = "zscore"
+    task: Task = "segmentation"
+    channels: tuple[str, ...] = ("image",)
+    normalization: tuple[Normalization, ...] = ("zscore",)
+    intensities: tuple[tuple[float, float, float, float], ...] = ()
     batch: int = 2
+    patches: int = 2
     steps: int = 500
     network: str = "UNet"
     network_args: dict[str, Any] = field(default_factory=lambda: dict(SMALL_UNET))
+    deep_supervision: bool = False
     learning_rate: float = 4e-3
     weight_decay: float = 1e-4
+    ema: float = 0.0
     augment: bool = True
     overlap: float = 0.25
     validate_every: int = 100
+    patience: int = 0
+    ensemble: int = 1
+    precision: Precision = "auto"
+    exclusive: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot train, by the field's name."""
-        for name in ("spacing", "patch", "batch", "steps", "learning_rate", "validate_every"):
+        for name in ("spacing", "patch", "batch", "patches", "steps", "learning_rate", "validate_every", "ensemble"):
             value = getattr(self, name)
             if not all(part > 0 for part in (value if isinstance(value, tuple) else (value,))):
-                raise DataError(f"{name} must be above 0, not {value}", about="plan", remedy="mend plan in the project file")
+                raise _unfit(f"{name} must be above 0, not {value}")
         if not self.structures or len(self.structures) != len(self.values):
-            raise DataError("structures and values must pair up", about="plan")
-        if not 0 <= self.overlap < 1:
-            raise DataError(f"overlap must be in [0, 1), not {self.overlap}", about="plan")
-        if self.normalization not in ("zscore", "percentile", "ct"):
-            raise DataError(f"normalization {self.normalization!r} is not zscore, percentile or ct", about="plan")
+            raise _unfit("structures and values must pair up")
+        for name in ("overlap", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise _unfit(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if not self.channels or len(self.normalization) != len(self.channels):
+            raise _unfit(f"normalization needs one for each of {len(self.channels)} channels")
+        if self.intensities and len(self.intensities) != len(self.channels):
+            raise _unfit(f"intensities need one for each of {len(self.channels)} channels")
+        for name, kind, given in (
+            *(("normalization", Normalization, value) for value in self.normalization),
+            ("task", Task, self.task),
+            ("precision", Precision, self.precision),
+        ):
+            if given not in get_args(kind):
+                raise _unfit(f"{name} {given!r} is none of {', '.join(get_args(kind))}")
+
+    @property
+    def dimensions(self) -> Literal[2, 3]:
+        """Of the network."""
+        return 2 if self.patch[0] == 1 else 3
 
     @classmethod
     def make(cls, overrides: Mapping[str, Any], label_set: LabelSet, fingerprint: Fingerprint) -> Self:
@@ -91,16 +101,19 @@ class Plan:
         """
         derived = {
             "spacing": fingerprint.spacing,
-            "normalization": "ct" if fingerprint.modality == "CT" else "zscore",
+            "channels": fingerprint.channels,
+            "normalization": ["ct" if modality == "CT" else "zscore" for modality in fingerprint.modalities],
+            "intensities": fingerprint.intensities,
             "structures": [structure.name for structure in label_set.structures],
             "values": [structure.value for structure in label_set.structures],
         }
-        for name in ("structures", "values"):
+        for name in ("structures", "values", "channels"):
             if name in overrides:
-                raise DataError(f"{name} follows from the label set", about="plan", remedy=f"take {name} out of the plan")
+                whose = "project" if name == "channels" else "label set"
+                raise DataError(f"{name} follows from the {whose}", about="plan", remedy=f"take {name} out of the plan")
         spacing = cls.from_dict({**derived, "patch": [1, 1, 1], **overrides}).spacing
         sizes = [n * old / new for n, old, new in zip(fingerprint.shape, fingerprint.spacing, spacing, strict=True)]
-        derived["patch"] = [min(LARGEST_PATCH, max(1, int(size / DIVISOR)) * DIVISOR) for size in sizes]
+        derived["patch"] = [min(LARGEST_PATCH, max(1, int(size / DIVISOR)) * DIVISOR) if size >= 2 else 1 for size in sizes]
         return cls.from_dict({**derived, **overrides})
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,15 +123,21 @@ class Plan:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict``; DataError that names an unknown or missing field, or one of the wrong kind."""
+        """The inverse of ``to_dict``; DataError that names an unknown or missing field, or one of the wrong kind.
+
+        One ``normalization`` stands for all channels.
+        """
         known = {item.name for item in fields(cls)}
         unknown = sorted(set(stored) - known)
         if unknown:
             raise DataError(f"unknown key {', '.join(unknown)}", about="plan", remedy=f"a plan has {', '.join(sorted(known))}")
+        given = dict(stored)
+        if isinstance(given.get("normalization"), str):
+            given["normalization"] = [given["normalization"]] * len(given.get("channels", ("image",)))
         try:
-            return cls(**{name: _typed(name, value) for name, value in stored.items()})
+            return cls(**{name: _typed(name, value) for name, value in given.items()})
         except (TypeError, ValueError) as problem:
-            raise DataError(str(problem), about="plan", remedy="mend plan in the project file") from None
+            raise _unfit(str(problem)) from None
 
     def digest(self) -> str:
         """sha256 of the canonical JSON, in hex."""
@@ -130,6 +149,11 @@ class Plan:
         return {name: stored[name] for name in PREPARATION}
 
 
+_COUNTS = ("batch", "patches", "steps", "validate_every", "patience", "ensemble", "seed")
+_SHARES = ("learning_rate", "weight_decay", "overlap", "ema")
+_SWITCHES = ("augment", "deep_supervision", "exclusive")
+
+
 def _typed(name: str, value: Any) -> Any:
     """``value`` as the field ``name`` holds it (lists become tuples, numbers the field's kind)."""
     if name in ("spacing", "patch"):
@@ -137,13 +161,25 @@ def _typed(name: str, value: Any) -> Any:
         if isinstance(value, str) or len(value) != 3:
             raise ValueError(f"{name} must be three numbers (z, y, x), not {value!r}")
         return tuple(kind(part) for part in value)
-    if name in ("structures", "values"):
+    if name in ("structures", "values", "channels", "normalization"):
         return tuple(value)
-    if name in ("batch", "steps", "validate_every", "seed"):
+    if name == "intensities":
+        if any(len(channel) != 4 for channel in value):
+            raise ValueError("intensities must be four numbers (low, high, mean, standard deviation) a channel")
+        return tuple(tuple(float(part) for part in channel) for channel in value)
+    if name in _COUNTS:
         return int(value)
-    if name in ("learning_rate", "weight_decay", "overlap"):
+    if name in _SHARES:
         return float(value)
+    if name in _SWITCHES:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, not {value!r}")
+        return value
     return dict(value) if name == "network_args" else value
+
+
+def _unfit(problem: str) -> DataError:
+    return DataError(problem, about="plan", remedy="mend the plan (in the project file, the --config file or --set)")
 
 
 def _sha256(document: Any) -> str:
