@@ -1,7 +1,6 @@
 """NIfTI cohorts as DICOM: ``images/*.nii.gz`` become series, ``labels/*.nii.gz`` segmentations of them."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,9 @@ import numpy as np
 
 from catalog.cohort import CohortFolder, Origin
 from catalog.errors import CatalogError
-from catalog.labelset import LabelSet, Structure
+from catalog.labelset import LabelSet
 from catalog.nifti import lps_affine, open_nifti, right_angled, voxels
+from catalog.nifti_folder import NiftiCase, NiftiFolder
 from catalog.progress import Progress
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ImportReport", "import_nifti"]
 
-_FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
-_ENDINGS = (".nii.gz", ".nii")
-_COLORS = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (240, 180, 60), (130, 90, 200), (145, 209, 120), (220, 110, 170))
 _AIR = -500.0  # an image whose lowest value is below is in Hounsfield units: CT
 
 
@@ -40,13 +37,6 @@ class ImportReport:
         return {**asdict(self), "out": str(self.out)}
 
 
-@dataclass(frozen=True)
-class _Pair:
-    case: str
-    image: Path
-    label: Path | None
-
-
 def import_nifti(folder: Path, out: Path, *, modality: str | None = None, progress: Progress | None = None) -> ImportReport:
     """Write the cohort in ``folder`` to ``out``, a ``catalog.cohort`` folder.
 
@@ -61,71 +51,38 @@ def import_nifti(folder: Path, out: Path, *, modality: str | None = None, progre
     is not finite or has no structure, a case that ``out`` has from another image or label, another label set, a full disk.
     """
     folder, out = Path(folder), Path(out)
-    pairs = _pairs(folder)
-    described = _described(folder)
+    source = NiftiFolder(folder)
+    pairs = _single(source.cases)
     low, values = _check(pairs, progress)
-    labels = _label_set(folder, described, values)
+    labels = source.label_set(values)
     _refuse_foreign(values, labels)
-    name = str(described.get("name") or folder.resolve().name)
-    cohort = CohortFolder(out, name, labels, modality=modality or _modality(described, low))
-    missing = cohort.claim({pair.case: Origin.of_files(pair.image, pair.label) for pair in pairs})
+    cohort = CohortFolder(out, source.name, labels, modality=modality or _modality(source.described, low))
+    missing = cohort.claim({pair.case: Origin.of_files(pair.images[0], pair.label) for pair in pairs})
     for done, pair in enumerate(pairs, start=1):
         if pair.case in missing:
-            cohort.write(pair.case, _volume(pair.image), _mask(pair))
+            cohort.write(pair.case, _volume(pair.images[0]), _mask(pair))
         if progress:
             progress(len(pairs) + done, 2 * len(pairs))
     cohort.close((pair.case, pair.label is not None) for pair in pairs)
     return ImportReport(len(pairs), sum(pair.label is not None for pair in pairs), len(missing), cohort.modality, out)
 
 
-def _pairs(folder: Path) -> list[_Pair]:
-    if not folder.is_dir():
-        raise CatalogError("no such folder", about=str(folder), remedy="check the path")
-    for images, labels in _FOLDERS:
-        found = _volumes(folder / images)
-        if not found:
-            continue
-        outlined = _volumes(folder / labels)
-        for case in sorted(set(outlined) - set(found)):
-            remedy = f"add {images}/{case}.nii.gz or remove the label"
-            raise CatalogError("a label without its image", about=str(outlined[case]), remedy=remedy)
-        return [_Pair(case, found[case], outlined.get(case)) for case in sorted(found)]
-    raise CatalogError("no images/*.nii.gz in it", about=str(folder), remedy="put the volumes into its folder images/")
+def _single(cases: Sequence[NiftiCase]) -> Sequence[NiftiCase]:
+    """``cases``, where each is one image."""
+    if len(cases[0].images) > 1:
+        problem = f"cases of {len(cases[0].images)} channels are not imported"
+        raise CatalogError(problem, about=str(cases[0].images[0]), remedy="train on the folder as it is: voxloop train FOLDER")
+    return cases
 
 
-def _volumes(folder: Path) -> dict[str, Path]:
-    """Case → file; hidden files, as some systems leave beside each file, are passed over."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    found: dict[str, Path] = {}
-    for file in files:
-        ending = next((ending for ending in _ENDINGS if file.name.endswith(ending)), None)
-        if ending is None or file.name.startswith("."):
-            continue
-        case = file.name.removesuffix(ending)
-        if case in found:
-            raise CatalogError(f"the case is there twice, also as {found[case].name}", about=str(file), remedy="remove one")
-        found[case] = file
-    return found
-
-
-def _described(folder: Path) -> dict[str, Any]:
-    """The cohort's dataset.json (Medical Segmentation Decathlon, nnU-Net), empty where there is none."""
-    path = folder / "dataset.json"
-    try:
-        found = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as problem:
-        raise CatalogError(f"not JSON: {problem}", about=str(path), remedy="mend or remove it") from None
-    return found if isinstance(found, dict) else {}
-
-
-def _check(pairs: Sequence[_Pair], progress: Progress | None) -> tuple[float, dict[int, Path]]:
+def _check(pairs: Sequence[NiftiCase], progress: Progress | None) -> tuple[float, dict[int, Path]]:
     """Read every file once; the lowest value of the first image, and each label value with a file that has it."""
     for pair in pairs:
         _check_fit(pair)
     low = 0.0
     values: dict[int, Path] = {}
     for done, pair in enumerate(pairs, start=1):
-        lowest = float(voxels(open_nifti(pair.image), pair.image).min())
+        lowest = float(voxels(open_nifti(pair.images[0]), pair.images[0]).min())
         low = lowest if done == 1 else low
         if pair.label is not None:
             for value in np.unique(voxels(open_nifti(pair.label), pair.label)).tolist():
@@ -138,12 +95,12 @@ def _check(pairs: Sequence[_Pair], progress: Progress | None) -> tuple[float, di
     return low, values
 
 
-def _check_fit(pair: _Pair) -> None:
-    image = open_nifti(pair.image)
+def _check_fit(pair: NiftiCase) -> None:
+    image = open_nifti(pair.images[0])
     if pair.label is None:
         return
     label = open_nifti(pair.label)
-    remedy = f"resample it to the grid of {pair.image.name}"
+    remedy = f"resample it to the grid of {pair.images[0].name}"
     if label.shape[:3] != image.shape[:3]:
         problem = f"the label's shape {label.shape[:3]} is not its image's {image.shape[:3]}"
         raise CatalogError(problem, about=str(pair.label), remedy=remedy)
@@ -151,36 +108,6 @@ def _check_fit(pair: _Pair) -> None:
     apart = np.abs((lps_affine(label) - lps_affine(image)) * corner[[2, 1, 0, 3]]).max()
     if apart > 0.05:
         raise CatalogError(f"the label's affine is {apart:.2f} mm off its image's", about=str(pair.label), remedy=remedy)
-
-
-def _label_set(folder: Path, described: dict[str, Any], values: dict[int, Path]) -> LabelSet | None:
-    """The structures of the cohort; None where there are no labels and nothing says what they would be."""
-    given = folder / "label_set.json"
-    if given.exists():
-        try:
-            return LabelSet.from_dict(json.loads(given.read_text()))
-        except (ValueError, AttributeError) as problem:
-            raise CatalogError(f"not a label set: {problem}", about=str(given), remedy="mend or remove it") from None
-    names = dict(_named(described.get("labels"), folder / "dataset.json"))
-    names = names or {value: f"structure_{value}" for value in sorted(values) if value}
-    if not names:
-        return None
-    structures = tuple(
-        Structure(name, value, ("SCT", "85756007", "Tissue"), _COLORS[i % len(_COLORS)])
-        for i, (value, name) in enumerate(sorted(names.items()))
-    )
-    return LabelSet(str(described.get("name") or folder.resolve().name), structures)
-
-
-def _named(labels: Any, path: Path) -> Iterator[tuple[int, str]]:
-    """Value and name from {"1": "liver"} (Decathlon) or {"liver": 1} (nnU-Net)."""
-    try:
-        for key, item in (labels or {}).items():
-            value, name = (int(key), str(item)) if str(key).isdigit() else (int(item), str(key))
-            if value:
-                yield value, name
-    except (AttributeError, TypeError, ValueError):
-        raise CatalogError("its labels are not value and name", about=str(path), remedy="mend or remove it") from None
 
 
 def _refuse_foreign(values: dict[int, Path], labels: LabelSet | None) -> None:
@@ -196,8 +123,8 @@ def _modality(described: dict[str, Any], low: float) -> str:
     return "CT" if "CT" in first or (not first and low < _AIR) else "MR"
 
 
-def _mask(pair: _Pair) -> "hd.Volume | None":
-    return None if pair.label is None else _volume(pair.label, lps_affine(open_nifti(pair.image)))
+def _mask(pair: NiftiCase) -> "hd.Volume | None":
+    return None if pair.label is None else _volume(pair.label, lps_affine(open_nifti(pair.images[0])))
 
 
 def _volume(path: Path, affine: np.ndarray | None = None) -> "hd.Volume":
