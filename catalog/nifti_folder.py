@@ -70,10 +70,10 @@ class NiftiFolder:
                 remedy = f"add {images}/{case}.nii.gz or remove the label"
                 raise CatalogError("a label without its image", about=str(outlined[case]), remedy=remedy)
             cases = tuple(NiftiCase(case, grouped[case], outlined.get(case)) for case in sorted(grouped))
-            for case in cases:
-                if len(case.images) != len(cases[0].images):
-                    problem = f"{len(case.images)} channels, {cases[0].case} has {len(cases[0].images)}"
-                    raise CatalogError(problem, about=str(case.images[0]), remedy="bring every channel of every case")
+            for one in cases:
+                if len(one.images) != len(cases[0].images):
+                    problem = f"{len(one.images)} channels, {cases[0].case} has {len(cases[0].images)}"
+                    raise CatalogError(problem, about=str(one.images[0]), remedy="bring every channel of every case")
             return cases
         raise CatalogError("no images/*.nii.gz in it", about=str(self.path), remedy="put the volumes into its folder images/")
 
@@ -97,7 +97,7 @@ class NiftiFolder:
             rows = list(csv.DictReader(file))
         if not rows or not {"case", "class"} <= set(rows[0]):
             raise CatalogError("has no rows with the columns case and class", about=str(path), remedy="write one a case")
-        found = {row["case"].strip(): row["class"].strip() for row in rows}
+        found = {(row["case"] or "").strip(): (row["class"] or "").strip() for row in rows}
         known = {case.case for case in self.cases}
         if unknown := sorted(set(found) - known):
             raise CatalogError(

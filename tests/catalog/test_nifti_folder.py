@@ -40,7 +40,7 @@ def test_numbers_that_the_labels_share_are_names(tmp_path: Path) -> None:
 
 
 def test_a_missing_channel_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match="b_0000.*1 channels, a has 2"):
+    with pytest.raises(CatalogError, match=r"b_0000.*1 channels, a has 2"):
         _ = folder(tmp_path, ["a_0000", "a_0001", "b_0000"], ["a", "b"]).cases
 
 
