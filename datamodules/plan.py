@@ -16,7 +16,14 @@ Normalization = Literal["zscore", "percentile", "ct"]
 Task = Literal["segmentation", "vista3d", "classification"]
 Precision = Literal["auto", "bf16", "32"]
 
-PREPARATION = ("spacing", "structures", "values", "channels", "normalization", "intensities")  # what a prepared volume depends on
+PREPARATION = (
+    "spacing",
+    "structures",
+    "values",
+    "channels",
+    "normalization",
+    "intensities",
+)  # what a prepared volume depends on
 DIVISOR = 8  # the default network halves its grid at most three times
 LARGEST_PATCH = 96
 SMALL_UNET = {"channels": [32, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 1, "norm": "INSTANCE"}
