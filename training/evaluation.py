@@ -48,10 +48,11 @@ class Evaluation:
     summary: Mapping[str, float]
     cases: tuple[CaseResult, ...]
     worst: tuple[CaseResult, ...]
+    structures: tuple[str, ...]
 
     def page(self, viewer_url: str = "") -> str:
         """The worst cases as an HTML page that needs no other file; a case with a study UID links to it in the viewer."""
-        blocks = "\n".join(_block(rank, case, viewer_url) for rank, case in enumerate(self.worst, 1))
+        blocks = "\n".join(_block(rank, case, self.structures, viewer_url) for rank, case in enumerate(self.worst, 1))
         head = f"<h1>The {len(self.worst)} worst of {len(self.cases)} validation cases</h1>"
         note = f"Dashed: the label. Solid: the prediction. Surface Dice at {TOLERANCE:g} mm. Not a medical device."
         opened = f"<!doctype html><html lang=en><meta charset=utf-8><title>Worst cases</title>{_STYLE}"
@@ -80,7 +81,7 @@ def evaluate(
     for result, sample, found in worst:
         figure = slices(sample, found, labels, plan.spacing, [worst_slice(found, sample.mask.cpu())])
         shown.append(replace(result, picture=as_data_uri(figure)))
-    return Evaluation(_summary(results, plan), tuple(results), tuple(shown))
+    return Evaluation(_summary(results, plan), tuple(results), tuple(shown), plan.structures)
 
 
 def _predicted(module: Any, sample: Sample) -> torch.Tensor:
@@ -141,7 +142,7 @@ def _classification(module: Any, samples: Iterable[Sample], plan: Plan, total: i
         if progress:
             progress(done, total)
     worst = sorted((r for r in results if math.isfinite(r.score)), key=lambda r: r.score)[:WORST]
-    return Evaluation(_class_summary(rows, plan), tuple(results), tuple(worst))
+    return Evaluation(_class_summary(rows, plan), tuple(results), tuple(worst), plan.structures)
 
 
 def _class_summary(rows: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], plan: Plan) -> dict[str, float]:
@@ -176,13 +177,25 @@ article{border-top:1px solid #ddd;padding:1em 0;display:flex;gap:1.5em;flex-wrap
 table{border-collapse:collapse}td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top}h2{margin:.2em 0}</style>"""
 
 
-def _block(rank: int, case: CaseResult, viewer_url: str) -> str:
-    name = html.escape(case.patient_id or case.case)
-    rows = "".join(f"<tr><td>{html.escape(key.replace('_', ' '))}<td>{value:.3f}" for key, value in case.metrics.items())
-    link = ""
+_COLUMNS = {"dice": "Dice", "hd95": "HD95 (mm)", "surface_dice": "surface Dice", "fp_ml": "false (ml)", "p": "probability"}
+
+
+def _block(rank: int, case: CaseResult, structures: Sequence[str], viewer_url: str) -> str:
+    name, link = html.escape(case.patient_id or case.case), ""
     if case.study_uid:
         address = html.escape(f"{viewer_url.rstrip('/')}/viewer?StudyInstanceUIDs={quote(case.study_uid)}", quote=True)
         link = f'<p><a href="{address}" target="_blank" rel="noopener">open the study in the viewer</a>'
     picture = f'<img alt="the worst slice of {name}" src="{case.picture}">' if case.picture else ""
     told = f"<h2>{rank}. {name}</h2><p>case {html.escape(case.case)}<br>mean {case.score:.3f}</p>"
-    return f"<article><div>{told}<table>{rows}</table>{link}</div>{picture}</article>"
+    return f"<article><div>{told}{_table(case.metrics, structures)}{link}</div>{picture}</article>"
+
+
+def _table(metrics: Mapping[str, float], structures: Sequence[str]) -> str:
+    """A row a structure, a column a metric that any of them has."""
+    shown = {key: title for key, title in _COLUMNS.items() if any(f"{key}_{name}" in metrics for name in structures)}
+    rows = ["<tr><th>" + "".join(f"<th>{title}" for title in shown.values())]
+    for name in structures:
+        cells = [f"{metrics[f'{key}_{name}']:.3f}" if f"{key}_{name}" in metrics else "–" for key in shown]
+        missed = " (missed)" if metrics.get(f"missed_{name}") else ""
+        rows.append(f"<tr><td>{html.escape(name)}{missed}" + "".join(f"<td>{cell}" for cell in cells))
+    return f"<table>{''.join(rows)}</table>"
