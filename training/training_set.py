@@ -17,7 +17,8 @@ from catalog.nifti_folder import NiftiFolder
 from catalog.progress import Progress
 from catalog.project import Case, Project
 from catalog.split import freeze
-from datamodules.dataset import DatasetInfo, LabelledCase, build
+from datamodules.cases import LabelledCase
+from datamodules.dataset import DatasetInfo, build
 from datamodules.fingerprint import Fingerprint, measure
 from datamodules.plan import Plan
 from training.errors import TrainingError
