@@ -1,74 +1,76 @@
-"""Training patches cut from prepared volumes: half of them around a structure, lightly augmented, by one seeded generator."""
+"""Where training patches lie: most around a structure, each a box cut from a prepared case with room to turn in.
 
+All draws are keyed by (seed, visit of a volume, patch of that visit): a patch does not depend on when or where it is cut.
+"""
+
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional
 
-__all__ = ["Patch", "augment", "cut"]
+from datamodules.augment import GROW, TURN, Draw, draw
+from datamodules.plan import Plan
+from datamodules.sample import Sample, normalised
+
+__all__ = ["Box", "box_size", "cut"]
 
 FOREGROUND = 0.7  # of the patches lie around a voxel of a structure
-SHRINK, GROW = 0.85, 1.15
-TURN = 0.2  # radians
-CONTRAST, BRIGHTNESS, NOISE = 0.2, 0.2, 0.3
+
+Size = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Patch:
-    """``image`` (1, D, H, W) float32, ``mask`` (D, H, W) uint8 classes, ``annotated`` (structures,) bool."""
+class Box:
+    """What a patch is made of: ``image`` (C, *box) float32, normalised, ``mask`` (*box) uint8, and what ``augment`` does."""
 
     image: torch.Tensor
     mask: torch.Tensor
     annotated: torch.Tensor
+    present: torch.Tensor
+    draw: Draw | None
 
 
-def cut(rng: np.random.Generator, volume: Patch, size: tuple[int, int, int]) -> Patch:
-    """A patch of ``size`` voxels; a smaller volume is padded with its lowest value and background first.
+def box_size(plan: Plan) -> Size:
+    """The box (z, y, x) around a patch: larger by what a turn and a scale may reach, by an even number of voxels."""
+    if not plan.augment:
+        return plan.patch
+    z, y, x = plan.patch
+    lean, flat = math.sin(TURN), plan.dimensions == 2
+    reach = ((z + lean * y), (y + lean * (x if flat else x + z)), (x + lean * y))
+    sides = [side + 2 * math.ceil((wide * GROW - side) / 2) for side, wide in zip(plan.patch, reach, strict=True)]
+    return (1 if flat else sides[0], sides[1], sides[2])
+
+
+def cut(sample: Sample, plan: Plan, key: tuple[int, int, int]) -> Box:
+    """One box of ``sample``, on its device; outside of the volume lie its lowest value and background.
 
     The structure that a foreground patch lies around is drawn first, then a voxel of it: small structures count as large ones.
     """
-    volume = _padded(volume, size)
-    shape = volume.mask.shape
-    corner = [int(rng.integers(0, n - p + 1)) for n, p in zip(shape, size, strict=True)]
-    present = torch.unique(volume.mask).tolist()[1:] if rng.random() < FOREGROUND else []
-    if present:
-        voxels = (volume.mask == present[rng.integers(len(present))]).nonzero()
-        within = [int(rng.integers(p // 4, 3 * p // 4 + 1)) for p in size]
-        chosen = voxels[rng.integers(len(voxels))].tolist()
-        corner = [min(max(v - w, 0), n - p) for v, w, n, p in zip(chosen, within, shape, size, strict=True)]
-    box = tuple(slice(start, start + p) for start, p in zip(corner, size, strict=True))
-    return Patch(volume.image[(slice(None), *box)], volume.mask[box], volume.annotated)
+    rng = np.random.default_rng(key)
+    corner = _corner(rng, sample, plan.patch)
+    size = box_size(plan)
+    start = [c - (b - p) // 2 for c, b, p in zip(corner, size, plan.patch, strict=True)]
+    inside = [(max(0, s), min(n, s + b)) for s, b, n in zip(start, size, sample.mask.shape, strict=True)]
+    of = tuple(slice(a, max(a, b)) for a, b in inside)
+    to = tuple(slice(a - s, max(a, b) - s) for (a, b), s in zip(inside, start, strict=True))
+    low = (sample.intensity[:, 1] - sample.intensity[:, 3]) / sample.intensity[:, 4]
+    image = low[:, None, None, None].expand(-1, *size).clone()
+    image[(slice(None), *to)] = normalised(sample.image[(slice(None), *of)], sample.intensity)
+    mask = sample.mask.new_zeros(size)
+    mask[to] = sample.mask[of]
+    return Box(image, mask, sample.annotated, sample.present, draw(rng, plan, key) if plan.augment else None)
 
 
-def augment(rng: np.random.Generator, patch: Patch) -> Patch:
-    """Turn and scale a little, change contrast and brightness, add noise; never flips (left is not right)."""
-    image, mask = patch.image, patch.mask
-    if rng.random() < FOREGROUND:
-        grid = functional.affine_grid(_affine(rng, mask.shape)[None], [1, 1, *mask.shape], align_corners=False)
-        image = functional.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0]
-        moved = functional.grid_sample(mask[None, None].float(), grid, mode="nearest", align_corners=False)
-        mask = moved[0, 0].to(torch.uint8)
-    image = image * rng.uniform(1 - CONTRAST, 1 + CONTRAST) + rng.uniform(-BRIGHTNESS, BRIGHTNESS)
-    if rng.random() < NOISE:
-        image = image + torch.from_numpy(rng.standard_normal(image.shape, np.float32)) * rng.uniform(0, NOISE)
-    return Patch(image.float(), mask, patch.annotated)
-
-
-def _affine(rng: np.random.Generator, shape: torch.Size) -> torch.Tensor:
-    """A turn about two axes and a scale, for ``affine_grid`` (coordinates -1…1, order x, y, z)."""
-    (a, b), scale = rng.uniform(-TURN, TURN, 2), rng.uniform(SHRINK, GROW)
-    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
-    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
-    half = np.array(shape[::-1]) / 2  # a turn is one in voxels, not in fractions of unequal sides
-    turn = (about_z @ about_x * scale) * half / half[:, None]
-    return torch.tensor(np.c_[turn, np.zeros(3)], dtype=torch.float32)
-
-
-def _padded(volume: Patch, size: tuple[int, int, int]) -> Patch:
-    missing = [max(0, p - n) for p, n in zip(size, volume.mask.shape, strict=True)]
-    if not any(missing):
-        return volume
-    sides = [side for gap in reversed(missing) for side in (gap // 2, gap - gap // 2)]
-    image = functional.pad(volume.image, sides, value=float(volume.image.min()))
-    return Patch(image, functional.pad(volume.mask, sides), volume.annotated)
+def _corner(rng: np.random.Generator, sample: Sample, size: Size) -> list[int]:
+    """The patch's first voxel: within the volume where that is large enough, else so that the volume is in its middle."""
+    shape = sample.mask.shape
+    free = [int(rng.integers(0, n - p + 1)) if n > p else -((p - n) // 2) for n, p in zip(shape, size, strict=True)]
+    if not len(sample.centres) or rng.random() >= FOREGROUND:
+        return free
+    centres = sample.centres.numpy()
+    wanted = rng.choice(np.unique(centres[:, 0]))
+    voxel = rng.choice(centres[centres[:, 0] == wanted][:, 1:])
+    within = [int(rng.integers(p // 4, 3 * p // 4 + 1)) for p in size]
+    near = zip(voxel, within, shape, size, free, strict=True)
+    return [min(max(int(v) - w, 0), n - p) if n > p else f for v, w, n, p, f in near]
