@@ -2,8 +2,8 @@
 
 The volumes are visited in an endless chain of permutations: visit v is of volume ``perm(seed, v // n)[v % n]``. Visits come in
 groups of ``plan.batch``, and a group gives ``plan.patches`` steps, the j-th patch of each of its volumes. Of R processes,
-process r takes every R-th of a group's volumes from the r-th on. So a step is the same patches whatever the number of processes,
-whatever is kept in memory and wherever a training was resumed: an epoch is a function of the seed and its number.
+process r takes every R-th of a group's volumes from the r-th on. So a step is the same patches whatever the number of
+processes, what is kept in memory and where a training was resumed: an epoch is a function of the seed and its number.
 """
 
 from collections.abc import Callable, Iterator, Sequence

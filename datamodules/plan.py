@@ -109,6 +109,8 @@ class Plan:
             "structures": [structure.name for structure in label_set.structures],
             "values": [structure.value for structure in label_set.structures],
         }
+        if overrides.get("network", "UNet") != "UNet" or overrides.get("task", "segmentation") != "segmentation":
+            derived["network_args"] = {}  # the default ones are the small UNet's
         for name in ("structures", "values", "channels"):
             if name in overrides:
                 whose = "project" if name == "channels" else "label set"

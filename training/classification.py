@@ -34,6 +34,10 @@ class ClassificationModule(PlanModule):
         """(B, C, *patch) → (B, structures) logits, float32."""
         return _scores(self.net, image, self.plan)
 
+    def scores(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, D, H, W) prepared images of any size → (B, structures) probabilities, of their centres."""
+        return _probabilities(self(_centre(image, self.plan)), self.plan)
+
     def loss(self, batch: Batch) -> torch.Tensor:
         """Cross-entropy of what is annotated; the mean of the processes' gradients is that of one process with all cases."""
         present, annotated = batch["present"], batch["annotated"]
