@@ -34,7 +34,9 @@ __all__ = ["BLOCK", "samples", "seal", "write"]
 BLOCK = 512 * 1024**2
 """Bytes of an image in one cell at most."""
 
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # what was read is never written to
+with warnings.catch_warnings():  # said once: that views are not to be written to, and nobody does
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(b"0", np.uint8))
 
 
 class _Piece:
@@ -70,7 +72,7 @@ class _Dataset:
         self.paths, self.fs = path, types.SimpleNamespace(open=lambda path: None)
         files = sorted(str(file) for file in Path(path).glob("*.parquet"))
         self.pieces = [_Piece(files[index]) for index in (range(len(files)) if filters is None else filters)]
-        self.common_metadata = types.SimpleNamespace(metadata={UNISCHEMA_KEY: pickle.dumps(_READ)})
+        self.common_metadata = None
 
 
 def _import_petastorm() -> None:
@@ -129,6 +131,8 @@ def _schema(codec: Any) -> Unischema:
 
 
 _SCHEMA, _READ = _schema(NdarrayCodec()), _schema(_View())
+for _name, _asked in (("petastorm.reader", "infer_or_load_unischema"), ("petastorm.etl.dataset_metadata", "get_schema")):
+    vars(sys.modules[_name])[_asked] = lambda dataset: _READ
 _COLUMNS = pa.schema(
     [
         *((name, pa.string()) for name in _TEXTS),

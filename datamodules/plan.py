@@ -101,7 +101,7 @@ class Plan:
 
         Raises DataError that names an override which is no field of a plan, or the label set's to say.
         """
-        derived = {
+        derived: dict[str, Any] = {
             "spacing": fingerprint.spacing,
             "channels": fingerprint.channels,
             "normalization": ["ct" if modality == "CT" else "zscore" for modality in fingerprint.modalities],

@@ -77,7 +77,7 @@ def server() -> Iterator[Server]:
 
 def interrupted(server: Server, target: Path, name: str = "model.pt") -> None:
     server.at_most = 1 << 20
-    with pytest.raises(TrainingError, match="ended at 1048576 of 3145728 bytes.*run it again"):
+    with pytest.raises(TrainingError, match=r"ended at 1048576 of 3145728 bytes.*run it again"):
         fetch(server.url(name), target)
     server.at_most = len(BODY)
 
@@ -139,9 +139,9 @@ def test_the_wrong_file_is_refused_and_removed(server: Server, tmp_path: Path, s
 
 
 def test_what_is_not_there_or_cannot_be_reached_says_what_to_do(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="404.*--url"):
+    with pytest.raises(TrainingError, match=r"404.*--url"):
         fetch(server.url("gone.pt"), tmp_path / "model.pt")
-    with pytest.raises(TrainingError, match="no connection.*HTTPS_PROXY.*--file"):
+    with pytest.raises(TrainingError, match=r"no connection.*HTTPS_PROXY.*--file"):
         fetch("http://127.0.0.1:9/model.pt", tmp_path / "model.pt")
     with pytest.raises(TrainingError, match="not an HTTP address"):
         fetch(tmp_path.as_uri(), tmp_path / "model.pt")
