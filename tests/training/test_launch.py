@@ -1,6 +1,5 @@
 """A training leaves a run that can be loaded, traced, stopped and continued: real MLflow server, real datasets."""
 
-import json
 import os
 import pickle
 import signal
@@ -10,21 +9,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
 
-from datamodules._petastorm import seal, write_row
-from datamodules.plan import Fingerprint, Plan
-from datamodules.prepare import prepare, prepare_mask
+from datamodules._petastorm import seal, write
+from datamodules.dataset import DatasetInfo
+from datamodules.fingerprint import Fingerprint
+from datamodules.plan import Plan
+from datamodules.prepare import intensity, prepare_mask, resampled
+from datamodules.sample import Sample
 from experiments.synthetic import LABEL_SET, cases
 from training import Prompts, TrainingError, load_run
 from training.launch import FakeLauncher, Launcher, LocalLauncher, TrainJob
 from training.testing import LauncherTests
 
 pytestmark = pytest.mark.slow
-SMALL = {"spacing": (10.0, 7.0, 7.0), "patch": (16, 16, 16), "steps": 6, "validate_every": 2}
+SMALL = {"spacing": (10.0, 7.0, 7.0), "patch": (16, 16, 16), "steps": 6, "validate_every": 2, "precision": "32"}
 KILLED = """
 import pickle, sys
 from training.launch import LocalLauncher
@@ -38,13 +39,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three training and one validation case of the synthetic cohort, prepared coarsely."""
     folder = tmp_path_factory.mktemp("dataset")
     roles = ["train", "train", "train", "validation"]
+    plan = Plan.make(SMALL, LABEL_SET, Fingerprint((5.0, 3.4, 3.4), (28, 48, 48)))
+    known = torch.tensor([True, True])
     for role, (name, image, mask) in zip(roles, cases(4), strict=True):
-        plan = Plan.make(SMALL, LABEL_SET, Fingerprint((5.0, 3.4, 3.4), (28, 48, 48)))
-        prepared = {"image": prepare(image, plan).image[0].numpy(), "mask": prepare_mask(mask, plan).numpy()}
-        row = {"series_uid": name, "label_id": name, "annotated": np.ones(2, np.uint8), **prepared}
-        write_row(folder / role / f"{name}.parquet", row)
+        array, _ = resampled([image], plan)
+        drawn = prepare_mask(mask, plan)
+        places = drawn.nonzero()
+        centres = torch.cat([drawn[tuple(places.T)].long()[:, None], places], 1).int()
+        sample = Sample(name, f"1.2.{name[-1]}", name, name, array, intensity(array, plan), drawn, known, known, centres)
+        write(folder / role / f"{name}.parquet", sample)
     rows = {role: seal(folder / role) for role in ("train", "validation")}
-    (folder / "dataset.json").write_text(json.dumps({"rows": rows, "digest": folder.name, "left_out": []}))
+    DatasetInfo(folder, rows, folder.name, (), plan, LABEL_SET).write(folder, {})
     return folder
 
 
@@ -75,7 +80,7 @@ class TestLocal(LauncherTests):
         return LocalLauncher(threads=1)
 
     def test_equal_seeds_give_equal_networks(self, launcher: Launcher, job: TrainJob) -> None:
-        first, again = (load_run(job.tracking_uri, launcher.run(job)).net.state_dict() for _ in range(2))
+        first, again = (load_run(job.tracking_uri, launcher.run(job)).nets[0].state_dict() for _ in range(2))
         assert all(torch.equal(first[name], again[name]) for name in first)
 
     def test_metrics_come_by_epoch(self, launcher: Launcher, job: TrainJob) -> None:
