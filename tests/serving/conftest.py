@@ -67,8 +67,8 @@ class World:
             round=None,
             run_name=name,
         )
-        log = RunLog(job)
-        log.weights(net)
+        log = RunLog.begin(job)
+        log.weights([net.state_dict()])
         log.end(status)
         return log.run_id
 
