@@ -1,74 +1,112 @@
-"""Training patches cut from prepared volumes: half of them around a structure, lightly augmented, by one seeded generator."""
+"""Training patches: where one lies in a volume, and how it is cut out, turned and scaled, on the volume's device."""
 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
-__all__ = ["Patch", "augment", "cut"]
+from datamodules.plan import Plan
+from datamodules.sample import Sample, normalised
+
+__all__ = ["Place", "cut", "draw", "flat"]
 
 FOREGROUND = 0.7  # of the patches lie around a voxel of a structure
-SHRINK, GROW = 0.85, 1.15
-TURN = 0.2  # radians
-CONTRAST, BRIGHTNESS, NOISE = 0.2, 0.2, 0.3
+MOVED = 0.7  # of the patches are turned and scaled
+TURN = 0.3  # radians at most, about each axis
+LARGEST = 1.25  # times the patch's extent, or divided by it
+FLAT = 3  # a patch this many times longer than it is thick is turned and scaled in its plane only, as nnU-Net does
+
+Size = tuple[int, int, int]
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Patch:
-    """``image`` (1, D, H, W) float32, ``mask`` (D, H, W) uint8 classes, ``annotated`` (structures,) bool."""
+class Place:
+    """Where a patch lies. ``middle`` is its centre: voxels (z, y, x) from the volume's outer corner. ``matrix`` (3, 3) takes an
+    offset from the patch's centre to one in the volume, both in voxels; None: neither turned nor scaled, on whole voxels."""
 
-    image: torch.Tensor
-    mask: torch.Tensor
-    annotated: torch.Tensor
+    middle: Array
+    matrix: Array | None = None
 
 
-def cut(rng: np.random.Generator, volume: Patch, size: tuple[int, int, int]) -> Patch:
-    """A patch of ``size`` voxels; a smaller volume is padded with its lowest value and background first.
+def flat(size: tuple[int, ...]) -> bool:
+    """Whether a patch is so thin along its first axis that only its plane is to be changed."""
+    return max(size) > FLAT * size[0]
+
+
+def draw(rng: np.random.Generator, sample: Sample, plan: Plan) -> Place:
+    """A place for one of ``plan``'s patches in ``sample``, inside the volume as far as that is large enough.
 
     The structure that a foreground patch lies around is drawn first, then a voxel of it: small structures count as large ones.
     """
-    volume = _padded(volume, size)
-    shape = volume.mask.shape
-    corner = [int(rng.integers(0, n - p + 1)) for n, p in zip(shape, size, strict=True)]
-    present = torch.unique(volume.mask).tolist()[1:] if rng.random() < FOREGROUND else []
-    if present:
-        voxels = (volume.mask == present[rng.integers(len(present))]).nonzero()
-        within = [int(rng.integers(p // 4, 3 * p // 4 + 1)) for p in size]
-        chosen = voxels[rng.integers(len(voxels))].tolist()
-        corner = [min(max(v - w, 0), n - p) for v, w, n, p in zip(chosen, within, shape, size, strict=True)]
-    box = tuple(slice(start, start + p) for start, p in zip(corner, size, strict=True))
-    return Patch(volume.image[(slice(None), *box)], volume.mask[box], volume.annotated)
+    size, shape = np.array(plan.patch), np.array(sample.mask.shape)
+    room = np.maximum(shape - size, 0)
+    corner = rng.integers(0, room + 1)
+    centres = sample.centres.cpu().numpy()
+    if rng.random() < FOREGROUND and len(centres):
+        chosen = rng.choice(centres[centres[:, 0] == rng.choice(np.unique(centres[:, 0]))])[1:]
+        corner = np.clip(chosen - rng.integers(size // 4, 3 * size // 4 + 1), 0, room)
+    corner = np.where(shape < size, -((size - shape) // 2), corner)
+    matrix = _matrix(rng, plan) if plan.augment and rng.random() < MOVED else None
+    return Place(corner + size / 2, matrix)
 
 
-def augment(rng: np.random.Generator, patch: Patch) -> Patch:
-    """Turn and scale a little, change contrast and brightness, add noise; never flips (left is not right)."""
-    image, mask = patch.image, patch.mask
-    if rng.random() < FOREGROUND:
-        grid = functional.affine_grid(_affine(rng, mask.shape)[None], [1, 1, *mask.shape], align_corners=False)
-        image = functional.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0]
-        moved = functional.grid_sample(mask[None, None].float(), grid, mode="nearest", align_corners=False)
-        mask = moved[0, 0].to(torch.uint8)
-    image = image * rng.uniform(1 - CONTRAST, 1 + CONTRAST) + rng.uniform(-BRIGHTNESS, BRIGHTNESS)
-    if rng.random() < NOISE:
-        image = image + torch.from_numpy(rng.standard_normal(image.shape, np.float32)) * rng.uniform(0, NOISE)
-    return Patch(image.float(), mask, patch.annotated)
+def cut(sample: Sample, place: Place, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
+    """What of ``sample`` lies there: (C, D, H, W) float32, normalised, and (D, H, W) uint8 classes.
+
+    Only a box around the patch is read, which holds all that a turned patch needs, so that its corners are real data too.
+    Outside the volume is a channel's lowest value, and background.
+    """
+    half = (np.array(size) - 1) / 2  # from the centre to the outermost voxels' centres
+    reach = half if place.matrix is None else np.abs(place.matrix) @ half
+    spare = 1 if place.matrix is None else 2  # between voxels two are needed
+    start = np.floor(place.middle - reach - 0.5).astype(int)
+    stop = np.floor(place.middle + reach - 0.5).astype(int) + spare
+    low, high = np.maximum(start, 0), np.minimum(stop, sample.mask.shape)
+    box = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
+    floor = _floor(sample.intensity)
+    image, mask = normalised(sample.image[(slice(None), *box)], sample.intensity) - floor, sample.mask[box]
+    if place.matrix is None:
+        sides = [int(side) for gap in zip((low - start)[::-1], (stop - high)[::-1], strict=True) for side in gap]
+        if any(sides):
+            image, mask = functional.pad(image, sides), functional.pad(mask, sides)
+        return image + floor, mask
+    grid = _grid(place.matrix, place.middle - low, high - low, size).to(image.device, non_blocking=True)
+    image = functional.grid_sample(image[None], grid, align_corners=False)[0]
+    mask = functional.grid_sample(mask[None, None].float(), grid, mode="nearest", align_corners=False)[0, 0]
+    return image + floor, mask.to(torch.uint8)
 
 
-def _affine(rng: np.random.Generator, shape: torch.Size) -> torch.Tensor:
-    """A turn about two axes and a scale, for ``affine_grid`` (coordinates -1…1, order x, y, z)."""
-    (a, b), scale = rng.uniform(-TURN, TURN, 2), rng.uniform(SHRINK, GROW)
-    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
-    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
-    half = np.array(shape[::-1]) / 2  # a turn is one in voxels, not in fractions of unequal sides
-    turn = (about_z @ about_x * scale) * half / half[:, None]
-    return torch.tensor(np.c_[turn, np.zeros(3)], dtype=torch.float32)
+def _matrix(rng: np.random.Generator, plan: Plan) -> Array:
+    """A turn in mm, which in voxels of unequal sides is a shear as well, and a scale."""
+    angles, scale = rng.uniform(-TURN, TURN, 3), np.exp(rng.uniform(-1, 1) * np.log(LARGEST))
+    plane = flat(plan.patch)
+    if plane:
+        angles[1:] = 0
+    spacing = np.array(plan.spacing)
+    turn = Rotation.from_euler("xyz", angles).as_matrix()  # its x is our first axis
+    matrix: Array = turn * spacing / spacing[:, None] * scale
+    if plane:
+        matrix[0] = (1, 0, 0)
+    return matrix
 
 
-def _padded(volume: Patch, size: tuple[int, int, int]) -> Patch:
-    missing = [max(0, p - n) for p, n in zip(size, volume.mask.shape, strict=True)]
-    if not any(missing):
-        return volume
-    sides = [side for gap in reversed(missing) for side in (gap // 2, gap - gap // 2)]
-    image = functional.pad(volume.image, sides, value=float(volume.image.min()))
-    return Patch(image, functional.pad(volume.mask, sides), volume.annotated)
+def _floor(intensity: torch.Tensor) -> torch.Tensor:
+    """(C, 1, 1, 1): the lowest value that a channel has when normalised."""
+    return ((intensity[:, 1] - intensity[:, 3]) / intensity[:, 4])[:, None, None, None]
+
+
+def _grid(matrix: Array, middle: Array, shape: Array, size: Size) -> torch.Tensor:
+    """(1, D, H, W, 3), as ``grid_sample`` wants it: for each voxel of the patch where in a box of ``shape`` it comes from, -1…1
+    from face to face, order x, y, z; ``middle`` is the patch's centre in the box.
+
+    Not ``affine_grid``: that is a matrix product, which a GPU may do in TF32, too coarse for places.
+    """
+    scale = 2 / shape
+    steps = [np.outer(np.arange(n) - (n - 1) / 2, matrix[:, axis] * scale) for axis, n in enumerate(size)]
+    steps[0] += middle * scale - 1
+    z, y, x = (torch.from_numpy(np.ascontiguousarray(step[:, ::-1], dtype=np.float32)) for step in steps)
+    return (z[:, None, None] + (y[:, None] + x))[None]
