@@ -1,7 +1,7 @@
 """Label revisions: append-only events, each a segmentation and what its author says of it."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from catalog.archive import Archive
 
-__all__ = ["LabelRevision", "State", "Submission", "current", "mask", "revision", "submit"]
+__all__ = ["LabelRevision", "State", "Submission", "current", "mask", "revision", "revisions", "submit"]
 
 State = Literal["present", "absent", "not_annotated"]
 FOLDER = "labels"
@@ -116,6 +116,14 @@ def revision(archive: "Archive", label_id: str) -> LabelRevision | None:
     """The revision with this id."""
     found = _revisions(archive, f"label_id = {quoted(label_id)}")
     return found[0] if found else None
+
+
+def revisions(archive: "Archive", label_ids: Sequence[str]) -> dict[str, LabelRevision]:
+    """The revisions with these ids, by id; those that there are."""
+    if not label_ids:
+        return {}
+    found = _revisions(archive, f"label_id IN ({', '.join(map(quoted, label_ids))})")
+    return {revision.label_id: revision for revision in found}
 
 
 def current(archive: "Archive", project: str, *, version: int | None = None, drafts: bool = False) -> dict[str, LabelRevision]:

@@ -105,12 +105,6 @@ class Project:
             raise CatalogError("the cohort gives a series twice", about=f"project {self.key}", remedy="select it from `series`")
         return cases
 
-    def single_series(self, what: str) -> None:
-        """CatalogError where the project has channels: ``what`` takes one series a case so far."""
-        if self.channels:
-            remedy = "leave `channels` out of the project file; `voxloop cases` lists its cases meanwhile"
-            raise CatalogError(f"{what} takes cases of one series, not of channels", about=f"project {self.key}", remedy=remedy)
-
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # safe in a path, in SQL and in a model's URI
 

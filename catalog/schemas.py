@@ -134,12 +134,14 @@ PREDICTIONS = pa.schema(
         ("uncertainty", _REAL),
         ("created_at", _TIME),
         *_texts("source_sha256", "labels_sha256", "weights_sha256"),
+        ("channels", _TEXTS),
     ]
 )
 """``receipt`` is the sha256 of the canonical JSON of the row without it; ``source_digest`` is the sha256 over the sorted
 SOPInstanceUIDs in ``source_uids``, ``source_sha256`` over the volume as the model was given it; ``labels_sha256`` is over the
 SEG files of ``label_ids`` (empty where the model was registered without a home), ``weights_sha256`` over the weights' file;
-``volumes_ml`` is millilitres by structure."""
+``volumes_ml`` is millilitres by structure; ``channels`` are the references of the case's volumes in their order, where it has
+several (none: the one volume of ``series_uid``)."""
 
 SCORES = pa.schema([*_texts("project", "series_uid", "model_version", "kind"), ("value", _REAL), ("created_at", _TIME)])
 

@@ -16,7 +16,9 @@ Normalization = Literal["zscore", "percentile", "ct"]
 Task = Literal["segmentation", "vista3d", "classification"]
 Precision = Literal["auto", "bf16", "32"]
 
-PREPARATION = ("spacing", "structures", "values", "channels", "normalization", "intensities")  # what a prepared volume depends on
+PREPARATION = ("spacing", "structures", "values", "channels", "normalization", "intensities")
+"""What a prepared volume depends on."""
+
 DIVISOR = 8  # the default network halves its grid at most three times
 LARGEST_PATCH = 96
 SMALL_UNET = {"channels": [32, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 1, "norm": "INSTANCE"}
@@ -27,16 +29,16 @@ class Plan:
     """One training's decisions.
 
     ``spacing`` is in mm and ``patch`` in voxels, both (z, y, x) of the canonical orientation (see ``prepare``); a patch of one
-    voxel in z makes everything two-dimensional. ``structures[k]`` is class ``k + 1`` of the network and voxel value ``values[k]``
-    of a label map; class 0 is background. ``normalization`` is one a channel, and so are ``intensities``, what ``ct`` goes by:
-    (low, high, mean, standard deviation) of the cohort's foreground voxels; none: -1000…1000 HU.
+    voxel in z makes everything two-dimensional. ``structures[k]`` is class ``k + 1`` of the network and voxel value
+    ``values[k]`` of a label map; class 0 is background. ``normalization`` is one a channel, and so are ``intensities``, what
+    ``ct`` goes by: (low, high, mean, standard deviation) of the cohort's foreground voxels; none: -1000…1000 HU.
 
     ``batch`` patches, over all processes together, make a step, ``steps`` steps a training, ``validate_every`` steps an epoch;
     at each visit a volume gives ``patches`` patches. ``network`` names a class of ``monai.networks.nets`` or one of the user's,
     ``package.module:Class``. ``ema`` is the decay of the averaged weights, which validate and are kept (0: none). After
     ``patience`` epochs without a better validation a training stops (0: never). The ``ensemble`` best epochs' weights answer
-    together. ``overlap`` is the share of a window that the next one covers at inference. ``precision`` ``auto`` is bf16 where the
-    device computes in it. ``exclusive`` (classification): exactly one structure is present in an image.
+    together. ``overlap`` is the share of a window that the next one covers at inference. ``precision`` ``auto`` is bf16 where
+    the device computes in it. ``exclusive`` (classification): exactly one structure is present in an image.
     """
 
     spacing: tuple[float, float, float]

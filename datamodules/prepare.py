@@ -4,8 +4,12 @@ Canonical orientation is ``HPL``: the array's axes run towards head, posterior a
 columns) do. Reorienting only permutes and flips axes, so an oblique series stays oblique. Resampling keeps the outer faces of
 the volume: the new grid has the whole number of voxels nearest to the plan's spacing, and voxel *centres* are mapped by
 ``(i + ½) · old/new - ½`` (PyTorch's ``align_corners=False`` and ``nearest-exact``), so nothing shifts.
+
+A dataset stores what was resampled, and five numbers a channel by which ``sample.normalised`` makes of it what the network
+sees; ``prepare`` does both at once. Everything runs on the given device.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import highdicom as hd
@@ -13,29 +17,83 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from datamodules.plan import Plan
+from datamodules.errors import DataError
+from datamodules.plan import Normalization, Plan
+from datamodules.sample import normalised
 
-__all__ = ["CANONICAL", "Prepared", "prepare", "prepare_mask", "restore"]
+__all__ = ["CANONICAL", "Prepared", "compact", "intensity", "prepare", "prepare_mask", "resampled", "restore"]
 
 CANONICAL = "HPL"
-WINDOW = (-1000.0, 1000.0)  # Hounsfield units kept by the normalization "ct"
+HOUNSFIELD = (-1000.0, 1000.0)
+"""What ``ct`` keeps where the plan has no intensities."""
+
+QUANTILES = (0.005, 0.995)
+LOOKED_AT = 2**22
+"""Voxels that percentiles are taken of; of a larger volume every n-th."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """``image`` is (1, D, H, W) float32, normalised, in the canonical orientation; the geometries are what restore needs."""
+    """``image`` is (C, D, H, W) float32, normalised, in the canonical orientation; the geometries are what restore needs."""
 
     image: torch.Tensor
     canonical: hd.VolumeGeometry
     original: hd.VolumeGeometry
 
 
-def prepare(volume: hd.Volume, plan: Plan) -> Prepared:
-    """Bring ``volume`` (three axes, LPS mm, rescaled values) into the plan's orientation, spacing and intensities."""
-    canonical = volume.to_patient_orientation(CANONICAL)
-    image = torch.from_numpy(np.ascontiguousarray(canonical.array, dtype=np.float32))
-    size = _grid(canonical.get_geometry(), plan)
-    return Prepared(normalize(_linear(image, size), plan)[None], canonical.get_geometry(), volume.get_geometry())
+def prepare(volumes: hd.Volume | Sequence[hd.Volume], plan: Plan, *, device: torch.device | None = None) -> Prepared:
+    """Bring an image (three axes, LPS mm, rescaled values), or the channels of one on one grid, into the plan's orientation,
+    spacing and intensities, on ``device`` (default: the CPU). DataError where there are not as many as the plan's channels."""
+    channels = [volumes] if isinstance(volumes, hd.Volume) else list(volumes)
+    image, canonical = resampled(channels, plan, device=device)
+    return Prepared(normalised(image, intensity(image, plan)), canonical, channels[0].get_geometry())
+
+
+def resampled(
+    volumes: Sequence[hd.Volume], plan: Plan, *, device: torch.device | None = None
+) -> tuple[torch.Tensor, hd.VolumeGeometry]:
+    """The channels in canonical orientation at the plan's spacing, (C, D, H, W) float32 in their own units; and the grid before
+    resampling, in canonical orientation."""
+    if len(volumes) != len(plan.channels):
+        problem = f"{len(volumes)} images for {len(plan.channels)} channels ({', '.join(plan.channels)})"
+        raise DataError(problem, about="image", remedy="give a volume a channel, in the plan's order")
+    turned = [volume.to_patient_orientation(CANONICAL) for volume in volumes]
+    grid = turned[0].get_geometry()
+    size = _grid(grid, plan)
+    arrays = (np.ascontiguousarray(volume.array, dtype=np.float32) for volume in turned)
+    return torch.stack([_linear(torch.from_numpy(array).to(device or "cpu"), size) for array in arrays]), grid
+
+
+def intensity(image: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """(C, 5) ``Sample.intensity`` of ``resampled`` channels (scale 1), by ``plan.normalization``, on the image's device.
+
+    ``zscore``: clipped to the 0.5th and 99.5th percentile of this volume, mean 0, standard deviation 1. ``percentile``: those
+    percentiles become -1 and 1. ``ct``: clipped to the cohort's percentiles, then the cohort's mean and standard deviation
+    (the scheme of nnU-Net, Isensee et al., Nature Methods 2021); without them -1000…1000 HU become -1…1.
+    """
+    found = [
+        _numbers(channel, kind, plan, index)
+        for index, (channel, kind) in enumerate(zip(image, plan.normalization, strict=True))
+    ]
+    return torch.tensor([[1.0, *numbers] for numbers in found], dtype=torch.float32, device=image.device)
+
+
+def compact(image: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``image`` (C, D, H, W) float32 as int16 with a scale a channel, where that gives every voxel exactly; else as it is.
+
+    ``numbers`` is its ``intensity``, returned with the scales in it.
+    """
+    scales, whole = [], []
+    for channel in image:
+        scale = _step(channel)
+        steps = (channel / scale).round()
+        if not bool(((steps.abs() <= 32767) & (steps * scale == channel)).all()):
+            return image, numbers
+        scales.append(scale)
+        whole.append(steps.to(torch.int16))
+    scaled = numbers.clone()
+    scaled[:, 0] = torch.tensor(scales)
+    return torch.stack(whole), scaled
 
 
 def prepare_mask(mask: hd.Volume, plan: Plan) -> torch.Tensor:
@@ -65,19 +123,38 @@ def restore(result: torch.Tensor, prepared: Prepared) -> hd.Volume:
     return prepared.original.with_array(np.ascontiguousarray(restored.array))  # not the affine of two permutations
 
 
-def normalize(image: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """Intensities by ``plan.normalization``, from this volume alone.
+def _numbers(channel: torch.Tensor, kind: Normalization, plan: Plan, index: int) -> tuple[float, float, float, float]:
+    """(low, high, shift, divisor)."""
+    if kind == "ct":
+        if plan.intensities:
+            low, high, mean, deviation = plan.intensities[index]
+            return low, high, mean, max(deviation, 1e-6)
+        return *HOUNSFIELD, 0.0, HOUNSFIELD[1]
+    low, high = _percentiles(channel)
+    if kind == "percentile":
+        return low, high, (low + high) / 2, max((high - low) / 2, 1e-6)
+    clipped = channel.clamp(low, high).double()  # in float32 the sums would depend on the number of threads
+    return low, high, float(clipped.mean()), max(float(clipped.std(correction=0)), 1e-6)
 
-    ``zscore``: clipped to the 0.5th and 99.5th percentile, mean 0, standard deviation 1. ``percentile``: those
-    percentiles become -1 and 1. ``ct``: -1000…1000 HU become -1…1.
-    """
-    if plan.normalization == "ct":
-        return image.clamp(*WINDOW) / WINDOW[1]
-    low, high = (float(q) for q in np.percentile(image.numpy(), (0.5, 99.5)))
-    clipped = image.clamp(low, high)
-    if plan.normalization == "percentile":
-        return (clipped - low) / max(high - low, 1e-6) * 2 - 1
-    return (clipped - clipped.mean()) / clipped.std(correction=0).clamp_min(1e-6)
+
+def _percentiles(channel: torch.Tensor) -> tuple[float, float]:
+    """The 0.5th and 99.5th, linear between the values beside them."""
+    values = channel.flatten()[:: max(1, channel.numel() // LOOKED_AT)]
+    found = []
+    for share in QUANTILES:
+        place = share * (values.numel() - 1)
+        below = float(values.kthvalue(int(place) + 1).values)
+        above = float(values.kthvalue(min(int(place) + 2, values.numel())).values)
+        found.append(below + (above - below) * (place - int(place)))
+    return found[0], found[1]
+
+
+def _step(channel: torch.Tensor) -> float:
+    """What the values may be whole multiples of: 1, or the smallest of them that is not 0 where they are no whole numbers."""
+    if bool((channel == channel.round()).all()):
+        return 1.0
+    size = channel.abs()
+    return float(size[size > 0].min())
 
 
 def _grid(geometry: hd.VolumeGeometry, plan: Plan) -> tuple[int, int, int]:

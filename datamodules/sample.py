@@ -12,11 +12,11 @@ __all__ = ["Sample"]
 class Sample:
     """A case on the plan's grid, canonical orientation (z, y, x).
 
-    ``image`` is (C, D, H, W), int16 where that holds the values exactly, else float32; ``intensity`` is (C, 5) float32, of each
-    channel (scale, low, high, shift, divisor): what the network sees is ``(clamp(image · scale, low, high) - shift) / divisor``.
-    ``mask`` is (D, H, W) uint8 classes. ``annotated`` and ``present`` are (structures,) bool: whether the label says anything of a
-    structure, and whether it is there. ``centres`` is (n, 4) int32: (class, z, y, x) of voxels of each structure, drawn when
-    the dataset was built, for patches to lie around. Tensors may lie on any device.
+    ``image`` is (C, D, H, W), int16 where that holds the values exactly, else float32; ``intensity`` is (C, 5) float32, of
+    each channel (scale, low, high, shift, divisor): what the network sees is ``(clamp(image · scale, low, high) - shift) /
+    divisor``. ``mask`` is (D, H, W) uint8 classes. ``annotated`` and ``present`` are (structures,) bool: whether the label says
+    anything of a structure, and whether it is there. ``centres`` is (n, 4) int32: (class, z, y, x) of voxels of each
+    structure, drawn when the dataset was built, for patches to lie around. Tensors may lie on any device.
     """
 
     case: str

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from catalog import Archive, LabelRevision, Progress, Project, current, freeze, submit
-from datamodules import Fingerprint, LabelledCase, Plan, build
+from catalog import Archive, Progress, Project, current, freeze, submit
+from datamodules import Plan
 from labeling.errors import LabelingError
 from labeling.jobs import Step
 from labeling.readers import Reader
 from labeling.strategies import EntropyStrategy, RandomStrategy, Strategy
 from serving import Registry, evaluate, score_pool
-from training import Launcher, TrainJob
+from training import Launcher, TrainingSet, TrainJob
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -53,6 +53,7 @@ class Workplace:
     reader: Reader
     launcher: Callable[[Progress], Launcher]
     code_revision: str
+    viewer_url: str = ""
     first: Strategy = field(default_factory=RandomStrategy)
     later: Strategy = field(default_factory=EntropyStrategy)
     watch: Watch = _unwatched
@@ -67,7 +68,6 @@ class Round:
     """Round ``number`` (1, 2, …) of a project: ``k`` more series are labelled, a candidate is trained on all labels so far."""
 
     def __init__(self, place: Workplace, number: int, k: int) -> None:
-        place.project.single_series("a round")
         self.place, self.number, self.k = place, number, k
         self.key = f"{place.project.key}/round-{number}"
 
@@ -167,54 +167,21 @@ class Round:
         return plan
 
     def _derive(self) -> Plan:
-        place = self.place
-        training = sorted(uid for uid, role in freeze(place.archive, place.project).items() if role == "train")
-        some = training[:: max(1, len(training) // 12)]
-        volumes = (place.archive.volume(uid) for uid in some)
-        modality = place.archive.sources(some[0])[0].Modality
-        return Plan.make(place.project.plan, place.project.label_set, Fingerprint.of(volumes, modality=modality))
+        found = TrainingSet.of_project(self.place.archive, self.place.project)
+        return found.plan(found.fingerprint(self.place.spark), {})
 
     def _train(self) -> dict[str, Any]:
         """Build the dataset of the labels so far and train on it."""
-        place = self.place
-        roles = freeze(place.archive, place.project)
-        labels_version = place.archive.labels.version()
-        known = current(place.archive, place.project.key, version=labels_version)
-        used = {uid: revision for uid, revision in known.items() if roles.get(uid) in ("train", "validation")}
-        if "train" not in {roles[uid] for uid in used}:
-            raise LabelingError("no training series has a label", about=place.project.key, remedy="label one, then train")
-        plan = self._plan()
-        cases = [
-            LabelledCase(uid, revision.label_id, roles[uid], dict(revision.states)) for uid, revision in sorted(used.items())
-        ]
+        place, plan = self.place, self._plan()
+        labels = TrainingSet.of_project(place.archive, place.project)
         with place.watch("build the dataset") as report:
-            dataset = build(place.spark, place.archive, place.project, cases, plan, place.datasets, progress=report)
-        out = {uid for uid, _ in dataset.left_out}
-        learned = [revision for uid, revision in used.items() if roles[uid] == "train" and uid not in out]
-        count = len(learned)
-        job = self._job(dataset.path, plan, learned, labels_version)
+            dataset = labels.build(place.spark, plan, place.datasets, progress=report)
+        count = len(labels.learned(dataset))
+        told = {"round": self.number, "run_name": f"round {self.number}", "code_revision": place.code_revision}
+        job = labels.job(dataset, plan, tracking_uri=place.tracking_uri, viewer_url=place.viewer_url, **told)
         with place.watch(f"train {plan.steps} steps on {count} labels") as report:
             run_id = self._launch(job, report)
         return {"run_id": run_id, "labels": count, "left_out": [list(case) for case in dataset.left_out]}
-
-    def _job(self, dataset: Path, plan: Plan, revisions: Sequence[LabelRevision], labels_version: int) -> TrainJob:
-        place = self.place
-        return TrainJob(
-            project=place.project.key,
-            model=place.project.model,
-            dataset=dataset,
-            plan=plan,
-            label_set=place.project.label_set,
-            tracking_uri=place.tracking_uri,
-            experiment=place.project.key,
-            catalog_version=place.archive.objects.version(),
-            labels_version=labels_version,
-            label_ids=tuple(sorted(revision.label_id for revision in revisions)),
-            readers=tuple(sorted({revision.author for revision in revisions})),
-            code_revision=place.code_revision,
-            round=self.number,
-            run_name=f"round {self.number}",
-        )
 
     def _launch(self, job: TrainJob, report: Progress) -> str:
         """The job's run: one that finished before a kill, one that was killed gone on with, or a new one."""

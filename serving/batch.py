@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from catalog.archive import Archive
+from catalog.cases import case_volumes
 from catalog.disk import atomic_file, disk_full, remove_leftovers
 from catalog.labels import current
 from catalog.progress import Progress
@@ -126,7 +127,6 @@ def score_pool(
 def _champion(archive: Archive, project: Project, tracking_uri: str, version: str | None = None) -> tuple[str, _Job]:
     from serving.model import intact
 
-    project.single_series("batch inference")
     registry = Registry(tracking_uri)
     version = version or registry.champion(project.model)
     if version is None:
@@ -163,28 +163,28 @@ def _sop_uid(project: str, series_uid: str, model: str, version: str) -> str:
 def _waves(
     spark: "SparkSession",
     todo: Sequence[Case],
-    work: Callable[[str], dict[str, Any]],
+    work: Callable[[Case], dict[str, Any]],
     commit: Callable[[Sequence[dict[str, Any]]], None],
     progress: Progress | None,
 ) -> tuple[tuple[str, str], ...]:
-    """Run ``work`` on each case's series, a task each, and commit wave by wave; (series, reason) where it failed."""
+    """Run ``work`` on each case, a task each, and commit wave by wave; (series, reason) where it failed."""
     failed: list[tuple[str, str]] = []
     for start in range(0, len(todo), WAVE):
-        uids = [case.series_uid for case in todo[start : start + WAVE]]
+        wave = todo[start : start + WAVE]
         report = functools.partial(_report, progress, start, len(todo))
-        results = _spread(spark, work, uids, report)
+        results = _spread(spark, work, wave, report)
         commit([row for _, row, _ in results if row is not None])
         failed += [(uid, reason) for uid, row, reason in results if row is None]
-        report(len(uids))
+        report(len(wave))
     return tuple(failed)
 
 
 def _spread(
-    spark: "SparkSession", work: Callable[[str], dict[str, Any]], uids: Sequence[str], report: Callable[[int], None]
+    spark: "SparkSession", work: Callable[[Case], dict[str, Any]], cases: Sequence[Case], report: Callable[[int], None]
 ) -> list[tuple[str, Any, str]]:
     context = spark.sparkContext
     finished, full, group = context.accumulator(0), context.accumulator(0), f"voxloop {uuid.uuid4()}"
-    tasks = context.parallelize(uids, len(uids)).mapPartitions(functools.partial(_each, work, finished, full))
+    tasks = context.parallelize(cases, len(cases)).mapPartitions(functools.partial(_each, work, finished, full))
 
     def collect() -> list[tuple[str, Any, str]]:
         context.setJobGroup(group, "predict", interruptOnCancel=True)
@@ -208,17 +208,17 @@ def _spread(
 
 
 def _each(
-    work: Callable[[str], dict[str, Any]], finished: Any, full: Any, uids: Iterable[str]
+    work: Callable[[Case], dict[str, Any]], finished: Any, full: Any, cases: Iterable[Case]
 ) -> Iterator[tuple[str, Any, str]]:
     import torch
 
     torch.set_num_threads(1)
-    for uid in uids:
+    for case in cases:
         try:
-            yield uid, work(uid), ""
-        except Exception as problem:  # one series never fails the others; the reason is reported
+            yield case.series_uid, work(case), ""
+        except Exception as problem:  # one case never fails the others; the reason is reported
             full.add(int(_is_full(problem)))
-            yield uid, None, " ".join(f"{type(problem).__name__}: {problem}".split())
+            yield case.series_uid, None, " ".join(f"{type(problem).__name__}: {problem}".split())
         finished.add(1)
 
 
@@ -242,16 +242,17 @@ def _archive(home: Path, index_url: str | None) -> Archive:
     return Archive(home, index_url=index_url)
 
 
-def _predict(job: _Job, uid: str) -> dict[str, Any]:
+def _predict(job: _Job, case: Case) -> dict[str, Any]:
     """On a worker: predict, write the SEG; its row of ``predictions`` and, under ``path``, where it lies."""
     from serving.receipt import segmentation
     from training import Prompts
 
     archive, served = _archive(job.home, job.index_url), _hot(job.folder)
-    image = archive.volume(uid)
-    found = served.predictor.predict(image, Prompts())
-    sop_uid = _sop_uid(job.project, uid, served.origin.model_name, served.origin.model_version)
-    row, seg = segmentation(served, image, found, archive.sources(uid), project=job.project, sop_uid=sop_uid)
+    images = case_volumes(archive, case)
+    found = served.predictor.predict(images, Prompts())
+    sop_uid = _sop_uid(job.project, case.series_uid, served.origin.model_name, served.origin.model_version)
+    sources = [archive.sources(ref) for ref in case.refs]
+    row, seg = segmentation(served, images, found, sources, project=job.project, channels=case.channels, sop_uid=sop_uid)
     path = archive.volume_folder / FOLDER / str(seg.StudyInstanceUID) / str(seg.SeriesInstanceUID) / f"{sop_uid}.dcm"
     remove_leftovers(path.parent)
     with atomic_file(path) as file:
@@ -259,11 +260,11 @@ def _predict(job: _Job, uid: str) -> dict[str, Any]:
     return {**row, "path": path}
 
 
-def _score(job: _Job, uid: str) -> dict[str, Any]:
+def _score(job: _Job, case: Case) -> dict[str, Any]:
     from training import Prompts
 
-    image = _archive(job.home, job.index_url).volume(uid)
-    return {"series_uid": uid, "value": _hot(job.folder).predictor.predict(image, Prompts()).entropy}
+    images = case_volumes(_archive(job.home, job.index_url), case)
+    return {"series_uid": case.series_uid, "value": _hot(job.folder).predictor.predict(images, Prompts()).entropy}
 
 
 def _commit_predictions(archive: Archive, good: Sequence[dict[str, Any]]) -> None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from catalog.cases import case_volumes
 from catalog.labels import LabelRevision, current, mask
 from catalog.progress import Progress
 from catalog.split import freeze
@@ -208,7 +209,6 @@ def evaluate(
     as none. For a candidate that its evidence has
     made champion already, that evidence is returned: the step may be repeated.
     """
-    project.single_series("the gate")
     model = project.model
     champion = registry.champion(model)
     if champion == candidate and (recorded := _recorded(registry, model, candidate)) is not None:
@@ -250,6 +250,7 @@ def _dice(
     from serving.model import load
     from training import Prompts, dice_by_structure
 
+    cases = {case.series_uid: case for case in project.cases(archive)}
     scores: dict[str, dict[str, dict[str, float | None]]] = {}
     for version in versions:
         earlier = _recorded(registry, project.model, version)
@@ -261,9 +262,9 @@ def _dice(
     for done, revision in enumerate(revisions):
         new = [version for version in versions if revision.label_id not in scores[version]]
         if new:
-            image, truth = archive.volume(revision.series_uid), mask(archive, revision, project.label_set)
+            images, truth = case_volumes(archive, cases[revision.series_uid]), mask(archive, revision, project.label_set)
         for version in new:
-            found = hot[version]().predictor.predict(image, Prompts()).mask
+            found = hot[version]().predictor.predict(images, Prompts()).mask
             scores[version][revision.label_id] = dice_by_structure(
                 found.array, truth.array, project.label_set.structures, revision.states
             )

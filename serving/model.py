@@ -187,6 +187,11 @@ class VoxloopModel(PythonModel):  # type: ignore[misc]
 
     def _result(self, item: Item) -> dict[str, Any]:
         image, sources = self._read(item.reference)
+        if (wanted := len(self.served.plan.channels)) > 1:
+            problem = (
+                f"this model takes {wanted} channels ({', '.join(self.served.plan.channels)}), a reference names one image"
+            )
+            raise ServingError(problem, about="reference", remedy="predict its cases with voxloop batch-infer")
         with self._one:
             found = self.served.predictor.predict(image, Prompts(classes=tuple(item.prompts.classes)))
         made: dict[str, Callable[[], Any]] = {
@@ -217,7 +222,7 @@ def _headers(folder: str) -> "list[Dataset]":
 
 
 def _seg(served: Served, image: "hd.Volume", found: Prediction, sources: "Sequence[Dataset]") -> str:
-    _, written = segmentation(served, image, found, sources, project="")
+    _, written = segmentation(served, [image], found, [sources], project="")
     file = io.BytesIO()
     written.save_as(file)
     return base64.b64encode(file.getvalue()).decode()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catalog import CatalogError, quoted
+from catalog import Case, CatalogError, case_volumes, quoted
 from catalog.labelset import LabelSet, Structure
 from catalog.schemas import PREDICTIONS
 from catalog.uids import deterministic_uid
@@ -78,8 +78,10 @@ class Receipt:
 
 def digest(row: Mapping[str, Any]) -> str:
     """The receipt of a row of ``predictions``."""
-    told = {name: row[name] for name in PREDICTIONS.names if name not in _NOT_DIGESTED}
+    told = {name: row[name] for name in PREDICTIONS.names if name not in _NOT_DIGESTED and name != "channels"}
     told["volumes_ml"] = dict(told["volumes_ml"])
+    if row.get("channels"):  # rows from before there were channels keep their receipt
+        told["channels"] = list(row["channels"])
     canonical = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -91,8 +93,12 @@ def mask_sha256(mask: np.ndarray[Any, Any], labels: LabelSet) -> str:
     return hashlib.sha256(repr(mask.shape).encode() + numbers[mask].tobytes()).hexdigest()
 
 
-def volume_sha256(image: "hd.Volume") -> str:
-    """sha256 of an image as a model is given it: shape, affine (LPS mm, four decimals), voxels (float32, C order)."""
+def volume_sha256(*channels: "hd.Volume") -> str:
+    """sha256 of what a model is given, the volume or those of the channels in order: of each its shape, affine (LPS mm, four
+    decimals) and voxels (float32, C order)."""
+    if len(channels) > 1:
+        return hashlib.sha256(" ".join(map(volume_sha256, channels)).encode()).hexdigest()
+    (image,) = channels
     grid = (image.spatial_shape, (image.affine.round(4) + 0.0).tolist())  # + 0.0: no negative zero
     return hashlib.sha256(repr(grid).encode() + image.array.astype(np.float32).tobytes()).hexdigest()
 
@@ -115,19 +121,21 @@ def labels_sha256(archive: "Archive", label_ids: Sequence[str]) -> str:
 
 def segmentation(
     served: "Served",
-    image: "hd.Volume",
+    images: "Sequence[hd.Volume]",
     found: "Prediction",
-    sources: "Sequence[Dataset]",
+    sources: "Sequence[Sequence[Dataset]]",
     *,
     project: str,
+    channels: Sequence[str] = (),
     sop_uid: str = "",
 ) -> "tuple[dict[str, Any], hd.seg.Segmentation]":
-    """What was ``found`` in ``image``, as its row of ``predictions`` (without ``created_at``) and the DICOM SEG that carries
-    the row's receipt. Without ``sop_uid`` the SEG is named after what it holds."""
+    """What was ``found`` in ``images``, a volume a channel, as its row of ``predictions`` (without ``created_at``) and the SEG
+    that carries the row's receipt. ``sources`` are the headers of each channel's objects; the SEG refers to the first's.
+    ``channels`` are the references where there are several. Without ``sop_uid`` the SEG is named after what it holds."""
     from catalog import seg
 
-    first, origin = sources[0], served.origin
-    uids = sorted(str(source.SOPInstanceUID) for source in sources)
+    first, origin = sources[0][0], served.origin
+    uids = sorted({str(source.SOPInstanceUID) for channel in sources for source in channel})
     sha = mask_sha256(found.mask.array, served.label_set)
     series = str(first.SeriesInstanceUID)
     row: dict[str, Any] = {
@@ -139,15 +147,16 @@ def segmentation(
         **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(origin).items()},
         "source_digest": _source_digest(uids),
         "source_uids": uids,
-        "source_sha256": volume_sha256(image),
+        "source_sha256": volume_sha256(*images),
         "mask_sha256": sha,
         "volumes_ml": found.volumes_ml,
         "uncertainty": found.entropy,
+        "channels": list(channels),
     }
     row["receipt"] = digest(row)
     written = seg.encode(
         found.mask,
-        sources,
+        sources[0],
         served.label_set,
         sop_uid=row["sop_uid"],
         series_uid=deterministic_uid("series", row["sop_uid"]),
@@ -243,10 +252,11 @@ def _numbered(stored: "Dataset") -> LabelSet:
 def _check_sources(archive: "Archive", row: Mapping[str, Any]) -> str:
     if _source_digest(row["source_uids"]) != row["source_digest"]:
         return "the list of source images was changed"
-    there = {str(source.SOPInstanceUID) for source in archive.sources(row["series_uid"])}
+    case = Case(row["series_uid"], row["study_uid"], row["patient_id"], tuple(row.get("channels") or ()))
+    there = {str(source.SOPInstanceUID) for ref in case.refs for source in archive.sources(ref)}
     if lacking := set(row["source_uids"]) - there:
         return f"{len(lacking)} images are not there any more, as {min(lacking)}"
-    same = volume_sha256(archive.volume(row["series_uid"])) == row["source_sha256"]
+    same = volume_sha256(*case_volumes(archive, case)) == row["source_sha256"]
     return "ok" if same else "the series' images were changed"
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from training.metrics import dice_by_structure, mean_dice
     from training.predictor import NetPredictor, Prediction, Predictor, Prompts, ThresholdPredictor
     from training.run import LoadedRun, load_run
+    from training.training_set import TrainingSet
 
 __all__ = [
     "FakeLauncher",
@@ -26,6 +27,7 @@ __all__ = [
     "ThresholdPredictor",
     "TrainJob",
     "TrainingError",
+    "TrainingSet",
     "dice_by_structure",
     "load_run",
     "mean_dice",
@@ -36,6 +38,7 @@ _MODULES = {
     "training.metrics": ("dice_by_structure", "mean_dice"),
     "training.predictor": ("NetPredictor", "Prediction", "Predictor", "Prompts", "ThresholdPredictor"),
     "training.run": ("LoadedRun", "load_run"),
+    "training.training_set": ("TrainingSet",),
 }
 
 

@@ -1,63 +1,55 @@
-"""The Lightning module: a network of the plan, learning from labels that may leave structures out."""
+"""The Lightning modules: a network of the plan, how it is optimised, and what a segmentation learns from and is measured by."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from monai.inferers.inferer import SlidingWindowInfererAdapt
-from torch.nn import functional
+from torch import nn
 
 from datamodules.plan import Plan
-from training.network import network
+from training.errors import TrainingError
+from training.loss import supervised_loss, volume_loss
+from training.network import logits, network, outputs
+from training.windows import windows
 
-__all__ = ["SegmentationModule", "masked_loss"]
+__all__ = ["Batch", "PlanModule", "SegmentationModule"]
 
 WARM_UP = 0.1  # of the steps until the learning rate is reached
-SMOOTH = 1.0  # voxels added above and below in the soft Dice: an empty structure that is predicted empty costs nothing
+Batch = dict[str, torch.Tensor]
 
 
-class SegmentationModule(pl.LightningModule):  # type: ignore[misc]
-    """Trains the plan's network on batches of VolumeDataModule; logs ``train_loss``, ``val_dice``, ``val_dice_<structure>``."""
+class PlanModule(pl.LightningModule):  # type: ignore[misc]
+    """A network of the plan under AdamW, on batches of VolumeDataModule. ``make`` is called after seeding.
 
-    def __init__(self, plan: Plan) -> None:
+    A subclass gives ``loss`` and ``validation_step``; what it validates goes case by case into ``tally`` and comes out of
+    ``means``, over all processes. Logs ``train_loss``; a subclass logs ``val_score``, the more the better.
+    """
+
+    measures: tuple[str, ...] = ()
+    """The names of what ``tally`` takes, in order."""
+
+    def __init__(self, plan: Plan, make: Callable[[Plan], nn.Module] = network) -> None:
         super().__init__()
         torch.manual_seed(plan.seed)
         self.plan = plan
-        self.net = network(plan)
-        self._windows = SlidingWindowInfererAdapt(plan.patch, plan.batch, plan.overlap, "gaussian", padding_mode="replicate")
-        self._dices: list[list[float | None]] = []
+        self.net = make(plan)
+        self._tally: torch.Tensor | None = None
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, 1, D, H, W) images → (B, 1 + structures, D, H, W) logits."""
-        logits: torch.Tensor = self.net(image)
-        return logits
+    def setup(self, stage: str) -> None:
+        """Compile the network on a GPU, in place: its parameters keep their names. A CPU gains less than compiling takes."""
+        if stage == "fit" and self.trainer.strategy.root_device.type == "cuda":
+            self.net.compile()
 
-    def classes(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, 1, D, H, W) prepared volumes of any size → (B, D, H, W) classes, by sliding windows."""
-        logits = self._windows(image, self.net)
-        assert isinstance(logits, torch.Tensor)
-        return logits.argmax(1)
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """One training batch's loss, a scalar; over the batch of all processes where it is more than a mean of cases."""
+        raise NotImplementedError
 
-    def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         """One batch's loss."""
-        loss = masked_loss(self(batch["image"]), batch["mask"], batch["annotated"])
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["mask"]), sync_dist=True)
+        loss = self.loss(batch)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]), sync_dist=True)
         return loss
-
-    def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
-        """One whole volume's Dice, on the prepared grid."""
-        self._dices.append(_dices(self.classes(batch["image"])[0], batch["mask"][0], batch["annotated"][0]))
-
-    def on_validation_epoch_end(self) -> None:
-        """Average over the volumes in which a structure was annotated, then over the structures."""
-        means = {}
-        for name, column in zip(self.plan.structures, zip(*self._dices, strict=True), strict=False):
-            known = [dice for dice in column if dice is not None]
-            if known:
-                means[f"val_dice_{name}"] = sum(known) / len(known)
-        if means:
-            self.log_dict({"val_dice": sum(means.values()) / len(means), **means}, sync_dist=True)
-        self._dices.clear()
 
     def configure_optimizers(self) -> Any:
         """AdamW; the learning rate climbs to the plan's and falls to nothing as a cosine over all steps."""
@@ -66,40 +58,79 @@ class SegmentationModule(pl.LightningModule):  # type: ignore[misc]
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.learning_rate, total_steps=plan.steps + 1, pct_start=WARM_UP)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
+    def tally(self, values: torch.Tensor, counted: torch.Tensor) -> None:
+        """Take one case's (measures,) values, nan where it has none; ``counted`` (1,) bool is False for a repeated case."""
+        known = ~values.isnan() & counted
+        case = torch.stack([values.nan_to_num() * known, known]).float().to(self.device)
+        self._tally = case if self._tally is None else self._tally + case
 
-def masked_loss(logits: torch.Tensor, mask: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy plus soft Dice for labels that need not cover every structure.
+    def means(self) -> dict[str, float]:
+        """The mean of each measure over the cases of all processes since the last call; only of those that any case had."""
+        if self._tally is None:
+            return {}
+        sums, counts = self.trainer.strategy.reduce(self._tally, reduce_op="sum").tolist()
+        self._tally = None
+        return {name: s / n for name, s, n in zip(self.measures, sums, counts, strict=True) if n}
 
-    ``logits`` (B, 1 + S, D, H, W), ``mask`` (B, D, H, W) classes, ``annotated`` (B, S) bool. Where a case's label says nothing
-    of a structure, its probability is added to the background's and its voxels count as background (the marginal loss of Shi
-    et al., Medical Image Analysis 2021): background or that structure, both are right, and nothing is learned of which.
+
+class SegmentationModule(PlanModule):
+    """Voxel by voxel; logs ``val_loss``, ``val_dice``, ``val_dice_<structure>``, and ``val_score``, which is ``val_dice``."""
+
+    def __init__(self, plan: Plan, make: Callable[[Plan], nn.Module] = network) -> None:
+        super().__init__(plan, make)
+        self.measures = ("val_loss", *(f"val_dice_{name}" for name in plan.structures))
+        self._windows = windows(plan)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, D, H, W) patches → (B, 1 + structures, D, H, W) logits."""
+        return logits(self.net, image, self.plan)
+
+    def classes(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, D, H, W) prepared volumes of any size → (B, D, H, W) classes, by sliding windows."""
+        return self._scores(image).argmax(1)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Dice and cross-entropy; see ``supervised_loss``. TrainingError where the network's answer has another shape."""
+        said = outputs(self.net, batch["image"], self.plan)
+        asked = (len(batch["mask"]), 1 + len(self.plan.structures), *batch["mask"].shape[1:])
+        if said[0].shape != asked:
+            found = tuple(said[0].shape)
+            raise TrainingError(f"{self.plan.network} gives {found} where {asked} is asked for", about="plan")
+        return supervised_loss(said, batch["mask"], batch["annotated"], across=True)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """One whole case's loss and Dice, on the prepared grid."""
+        scores = self._scores(batch["image"])
+        mask, annotated = batch["mask"].to(scores.device), batch["annotated"].to(scores.device)
+        dices = _dices(scores.argmax(1)[0], mask[0], annotated[0])
+        loss = volume_loss(scores, mask, annotated)
+        self.tally(torch.cat([loss[None], dices]).to(self.device), batch["counted"].to(self.device))
+
+    def on_validation_epoch_end(self) -> None:
+        """Each structure's mean over the cases that it is annotated in, and the mean of those."""
+        means = self.means()
+        dices = [value for name, value in means.items() if name.startswith("val_dice_")]
+        if dices:
+            mean = sum(dices) / len(dices)
+            means |= {"val_dice": mean, "val_score": mean}
+        self.log_dict(means)
+
+    def _scores(self, image: torch.Tensor) -> torch.Tensor:
+        scores = self._windows(image, self)
+        assert isinstance(scores, torch.Tensor)
+        return scores
+
+
+def _dices(found: torch.Tensor, truth: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
+    """(S,) Dice coefficients of two (D, H, W) class maps, nan where not annotated.
+
+    Of a structure that is absent it is 1 where nothing is predicted, else 0.
     """
-    log_p = _merged(logits.float().log_softmax(1), annotated)
-    known = torch.cat([annotated.new_ones(len(annotated), 1), annotated], 1)
-    target = torch.where(known.gather(1, mask.flatten(1).long()).view_as(mask), mask, 0).long()
-    entropy = functional.nll_loss(log_p, target)
-    truth = functional.one_hot(target, log_p.shape[1]).movedim(-1, 1)[:, 1:]
-    p = log_p[:, 1:].exp() * annotated[:, :, None, None, None]
-    both, sizes = ((p * truth).sum((0, 2, 3, 4)), (p + truth).sum((0, 2, 3, 4)))
-    dice = 1 - (2 * both + SMOOTH) / (sizes + SMOOTH)
-    asked = annotated.any(0)
-    return entropy + (dice * asked).sum() / asked.sum().clamp_min(1)
-
-
-def _merged(log_p: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
-    """Log probabilities with those of the structures not annotated added to the background's."""
-    if annotated.all():
-        return log_p
-    unknown = ~annotated[:, :, None, None, None]
-    rest = log_p[:, 1:].masked_fill(~unknown, -torch.inf)
-    background = torch.cat([log_p[:, :1], rest], 1).logsumexp(1, keepdim=True)
-    return torch.cat([background, log_p[:, 1:].masked_fill(unknown, -30.0)], 1)
-
-
-def _dices(classes: torch.Tensor, truth: torch.Tensor, annotated: torch.Tensor) -> list[float | None]:
-    dices: list[float | None] = []
-    for index, known in enumerate(annotated.tolist(), 1):
-        found, true = classes == index, truth == index
-        total = int(found.sum() + true.sum())
-        dices.append(None if not known else 2 * int((found & true).sum()) / total if total else 1.0)
-    return dices
+    known = torch.arange(1, len(annotated) + 1, device=found.device)
+    both, predicted, true = (
+        torch.stack([(part == index).sum() for index in known])
+        for part in (torch.where(found == truth, found, 0), found, truth)
+    )
+    total = predicted + true
+    dice = torch.where(total > 0, 2 * both / total.clamp_min(1), 1.0)
+    return torch.where(annotated, dice, torch.nan)

@@ -66,7 +66,7 @@ class NetPredictor:
         """Segment ``image``; see Prediction."""
         asked = _asked(prompts, self.plan.structures)
         prepared = prepare(image, self.plan)
-        with torch.inference_mode(), autocast(self._device):
+        with torch.inference_mode(), autocast(self.plan, self._device):
             logits = self._windows(prepared.image[None].to(self._device), self._net)[0].float().cpu()
         entropy = -(logits.softmax(0) * logits.log_softmax(0)).sum(0)
         values = np.array([0, *(v if n in asked else 0 for n, v in self._pairs())], np.uint8)

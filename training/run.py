@@ -15,9 +15,10 @@ from training.errors import TrainingError
 from training.network import network
 from training.predictor import NetPredictor
 
-__all__ = ["CHECKPOINT", "LABEL_IDS", "LABEL_SET", "PLAN", "WEIGHTS", "LoadedRun", "load_files", "load_run"]
+__all__ = ["CHECKPOINT", "JOB", "LABEL_IDS", "LABEL_SET", "PLAN", "WEIGHTS", "LoadedRun", "load_files", "load_run"]
 
 PLAN, LABEL_SET, LABEL_IDS, WEIGHTS, CHECKPOINT = "plan.json", "label_set.json", "label_ids.json", "weights.pt", "last.ckpt"
+JOB = "job.json"
 
 
 @dataclass(frozen=True)

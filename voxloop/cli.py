@@ -4,32 +4,21 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from voxloop import catalog_commands as catalog_commands  # registers its commands
 from voxloop import console
+from voxloop import train_commands as train_commands
 from voxloop.benches import BENCHES, find
 from voxloop.command import HomeOption, JsonOption, app, existing, guarded, open_archive, spark_session
 from voxloop.errors import FrontDoorError
 from voxloop.settings import read
 
-if TYPE_CHECKING:
-    from catalog import Project
-
 __all__ = ["app", "main"]
 
 ProjectArgument = Annotated[Path, typer.Argument(help="Project file (YAML).")]
-
-
-def _project(path: Path, what: str) -> "Project":
-    """The project of a file, for ``what`` takes single series so far: before anything is started."""
-    from catalog import Project
-
-    loaded = Project.load(path)
-    loaded.single_series(what)
-    return loaded
 
 
 @app.command()
@@ -54,11 +43,12 @@ def receipt(
 @guarded
 def batch_infer(project: ProjectArgument, home: HomeOption = None, json: JsonOption = False) -> None:
     """Predict every series of a project's cohort that has no label, with its champion; store SEG and receipts."""
+    from catalog import Project
     from serving import batch_infer as predict
     from voxloop.home import only_one
     from voxloop.tracking import tracking_server
 
-    settings, loaded = read(home), _project(project, "batch inference")
+    settings, loaded = read(home), Project.load(project)
     archive = open_archive(settings)
     servers = (only_one(settings.home), tracking_server(settings))
     with servers[0], servers[1] as uri, spark_session(settings) as spark, console.stage("predict") as report:
@@ -81,10 +71,11 @@ def gate(
     json: JsonOption = False,
 ) -> None:
     """Compare a version with the champion on the holdout, and keep the evidence."""
+    from catalog import Project
     from serving import Registry, evaluate
     from voxloop.tracking import tracking_server
 
-    settings, loaded = read(home), _project(project, "the gate")
+    settings, loaded = read(home), Project.load(project)
     archive = open_archive(settings)
     with tracking_server(settings) as uri, console.stage("compare on the holdout") as report:
         evidence = evaluate(archive, loaded, Registry(uri), version, progress=report)

@@ -400,12 +400,6 @@ def test_without_channels_each_series_that_is_one_volume_is_a_case(
     assert "one of several volumes" in reasons[f"{two}#EchoTime=1"]
 
 
-def test_what_takes_single_series_refuses_channels(project: Callable[..., Project]) -> None:
-    project().single_series("training")
-    with pytest.raises(CatalogError, match="project t: training takes cases of one series, not of channels"):
-        project(T2_ADC).single_series("training")
-
-
 class Held:
     """A source of the volumes that it is given, by number."""
 

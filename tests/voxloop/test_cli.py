@@ -198,11 +198,6 @@ def test_cases_are_listed_with_the_reasons(tmp_path: Path) -> None:
     refused(voxloop("cases", tmp_path / "no.yaml", home=tmp_path / "home"), tmp_path / "no.yaml")
 
 
-def test_what_takes_single_series_refuses_channels(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text(PROJECT % "MR")
-    refused(voxloop("batch-infer", tmp_path / "p.yaml", home=tmp_path / "home"), "project t", "channels")
-
-
 def test_a_receipt_of_no_prediction(tmp_path: Path) -> None:
     (tmp_path / "home" / "tables").mkdir(parents=True)
     refused(voxloop("receipt", "1.2.3", home=tmp_path / "home"), "1.2.3")
