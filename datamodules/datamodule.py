@@ -1,160 +1,136 @@
-"""A dataset as Lightning reads it: seeded patches to train on, whole volumes to validate on."""
+"""A dataset as Lightning reads it: seeded patches to train on, whole cases to validate on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from monai.data.thread_buffer import ThreadBuffer
-from torch.utils.data import DataLoader, IterableDataset
 
-from datamodules._petastorm import rows
+from datamodules.augment import augment
 from datamodules.dataset import DatasetInfo
 from datamodules.errors import DataError
-from datamodules.patches import Patch, augment, cut
+from datamodules.patches import cut, draw
 from datamodules.plan import Plan
+from datamodules.prefetch import Batch, ahead
+from datamodules.sample import Sample
+from datamodules.volumes import Cache, Volumes
 
-__all__ = ["VolumeDataModule", "Volumes"]
+__all__ = ["Batches", "VolumeDataModule"]
 
-MEMORY = 2 * 1024**3  # bytes of prepared volumes that are kept after the first epoch
-AHEAD = 4  # patches cut from a volume at each visit when it has to be read from disk again
-Batch = dict[str, torch.Tensor]
+VALIDATED_AHEAD = 1  # whole cases are large
 
 
-class Volumes:
-    """The volumes of one role: read from disk once, kept in memory when they fit into ``memory`` bytes.
+class Batches:
+    """So many batches, from the start at each iteration: what Lightning takes for a loader."""
 
-    Every pass is counted: DataError when the reader gives another number of volumes than the dataset was built with.
-    """
-
-    def __init__(self, folder: Path, expected: int, *, memory: int = MEMORY, shard: int = 0, shards: int = 1) -> None:
-        self._folder, self._shard, self._shards = folder, shard, shards
-        self._expected = len(range(shard, expected, shards))
-        self._memory = memory
-        self._kept: list[Patch] | None = None
+    def __init__(self, number: int, make: Callable[[], Iterator[Batch]]) -> None:
+        self._number, self._make = number, make
 
     def __len__(self) -> int:
-        return self._expected
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether later passes leave the disk alone."""
-        return self._kept is not None
-
-    def in_turn(self, rng: np.random.Generator | None = None) -> Iterator[Patch]:
-        """Each volume once: by path, or in an order drawn from ``rng``."""
-        if self._kept is None:
-            yield from self._read(None if rng is None else int(rng.integers(2**31)))
-            return
-        order = range(len(self._kept)) if rng is None else rng.permutation(len(self._kept))
-        for index in order:
-            yield self._kept[index]
-
-    def _read(self, seed: int | None) -> Iterator[Patch]:
-        kept: list[Patch] | None = []
-        seen = held = 0
-        for row in rows(self._folder, shard=self._shard, shards=self._shards, seed=seed):
-            volume = _volume(row)
-            seen, held = seen + 1, held + volume.image.nbytes + volume.mask.nbytes
-            if kept is not None and held <= self._memory:
-                kept.append(volume)
-            else:
-                kept = None
-            yield volume
-        if seen != self._expected:
-            remedy = "remove this folder; the next training builds it again"
-            raise DataError(f"{seen} volumes were read, {self._expected} were written", about=str(self._folder), remedy=remedy)
-        self._kept = kept
-
-
-class VolumeDataModule(pl.LightningDataModule):  # type: ignore[misc]
-    """``dataset`` (or its folder) by ``plan``. An epoch is ``plan.validate_every`` batches of ``plan.batch`` patches.
-
-    Batches are {"image": (B, 1, D, H, W) float32, "mask": (B, D, H, W) uint8 classes, "annotated": (B, structures) bool};
-    validation batches are one whole volume. One seed gives the same patches again, whatever the timing.
-    """
-
-    def __init__(self, dataset: DatasetInfo | Path, plan: Plan, *, memory: int = MEMORY) -> None:
-        super().__init__()
-        self.info = dataset if isinstance(dataset, DatasetInfo) else DatasetInfo.read(dataset)
-        self._plan, self._memory = plan, memory
-        self._train: Volumes | None = None
-
-    def volumes(self, role: str) -> Volumes:
-        """The prepared volumes of ``role``."""
-        return Volumes(self.info.path / role, self.info.rows.get(role, 0), memory=self._memory)
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """This epoch's patches, cut on a thread of its own."""
-        if not self.info.rows.get("train"):
-            raise DataError("no labelled training case", about=str(self.info.path), remedy="label a case of the train split")
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if self._train is None:
-            folder, number = self.info.path / "train", self.info.rows["train"]
-            self._train = Volumes(folder, number, memory=self._memory, shard=rank, shards=ranks)
-        train, seed = self._train, (self._plan.seed, rank, self.trainer.current_epoch if self.trainer else 0)
-        stream = _Stream(lambda: _ahead(_patches(train, self._plan, np.random.default_rng(seed))))
-        return DataLoader(stream, batch_size=None, num_workers=0)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """Each validation volume, whole; none where the dataset has none."""
-        volumes = self.volumes("validation")
-        read = (lambda: map(_one, volumes.in_turn())) if len(volumes) else (lambda: iter(()))
-        return DataLoader(_Stream(read), batch_size=None, num_workers=0)
-
-
-class _Stream(IterableDataset[Batch]):  # type: ignore[misc]
-    def __init__(self, make: Callable[[], Iterator[Batch]]) -> None:
-        self._make = make
+        return self._number
 
     def __iter__(self) -> Iterator[Batch]:
         return self._make()
 
 
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """``batches`` made on a thread. MONAI's buffer drops what its thread raises, so errors travel as items."""
+class VolumeDataModule(pl.LightningDataModule):  # type: ignore[misc]
+    """``dataset`` (or its folder) by ``plan``. An epoch is ``plan.validate_every`` batches of ``plan.batch`` patches, over all
+    processes together.
 
-    def carried() -> Iterator[Batch | Exception]:
-        try:
-            yield from batches
-        except Exception as problem:
-            yield problem
+    Training batches, on the trainer's device (the CPU without one): {"image": (B, C, D, H, W) float32, "mask": (B, D, H, W)
+    uint8 classes, "annotated" and "present": (B, structures) bool}. A validation batch is one whole case, with "counted" (1,)
+    bool, False for one that only gives every process as many.
 
-    for item in ThreadBuffer(carried(), buffer_size=2):
-        if isinstance(item, Exception):
-            raise item
-        yield item
+    Cases are visited along an endless chain of seeded permutations, in groups of ``plan.batch``; a group gives ``plan.patches``
+    batches. All that is drawn is keyed by seed, visit and patch, so that the patches of an epoch depend on nothing but the plan
+    and the epoch's number: not on the processes, nor on what is kept or on timing.
+
+    The cases that were read are kept on the device, ``memory`` bytes of them (see Cache): once all are, the disk is left alone.
+    """
+
+    def __init__(self, dataset: DatasetInfo | Path, plan: Plan, *, memory: int | None = None) -> None:
+        super().__init__()
+        self.info = dataset if isinstance(dataset, DatasetInfo) else DatasetInfo.read(dataset)
+        self._plan, self._memory = plan, memory
+        self._cache: Cache | None = None
+
+    def samples(self, role: str) -> Iterator[Sample]:
+        """Each case of ``role`` once, by file name."""
+        return self._volumes(role).in_order(range(self.info.rows.get(role, 0)))
+
+    def train_dataloader(self) -> Batches:
+        """This process's part of the trainer's current epoch."""
+        plan, (_, ranks) = self._plan, self._process()
+        if not self.info.rows.get("train"):
+            raise DataError("no labelled training case", about=str(self.info.path), remedy="label a case of the train split")
+        if plan.batch % ranks:
+            raise DataError(
+                f"a batch of {plan.batch} does not divide among {ranks} processes", about="plan", remedy="set batch"
+            )
+        return Batches(plan.validate_every, lambda: self._ahead(self.epoch, max(2, plan.patches)))
+
+    def val_dataloader(self) -> Batches:
+        """This process's part of the validation cases; none where the dataset has none."""
+        _, ranks = self._process()
+        number = -(-self.info.rows.get("validation", 0) // ranks)
+        return Batches(number, lambda: self._ahead(lambda: self._validation(number), VALIDATED_AHEAD))
+
+    def epoch(self, number: int | None = None) -> Iterator[Batch]:
+        """This process's training batches of an epoch, by default the trainer's current one, made as they are asked for."""
+        plan, (rank, ranks) = self._plan, self._process()
+        if number is None:
+            number = self.trainer.current_epoch if self.trainer else 0
+        first, last = number * plan.validate_every, (number + 1) * plan.validate_every
+        groups = range(first // plan.patches, -(-last // plan.patches))
+        visits = range(groups.start * plan.batch + rank, groups.stop * plan.batch, ranks)
+        visited = self._volumes("train").shuffled(plan.seed, visits)
+        for group in groups:
+            start = group * plan.patches
+            numbers = range(max(first - start, 0), min(last - start, plan.patches))
+            yield from self._group(list(islice(visited, plan.batch // ranks)), numbers)
+
+    def _group(self, members: list[tuple[int, Sample]], numbers: Iterable[int]) -> Iterator[Batch]:
+        for number in numbers:
+            yield _stacked([self._patch(sample, visit, number) for visit, sample in members])
+
+    def _patch(self, sample: Sample, visit: int, number: int) -> Batch:
+        rng = np.random.default_rng((self._plan.seed, 1, visit, number))
+        image, mask = cut(sample, draw(rng, sample, self._plan), self._plan.patch)
+        return _batch(sample, augment(rng, image) if self._plan.augment else image, mask)
+
+    def _validation(self, number: int) -> Iterator[Batch]:
+        (rank, ranks), rows = self._process(), self.info.rows.get("validation", 0)
+        turns = [rank + ranks * turn for turn in range(number)]
+        cases = self._volumes("validation").in_order([turn % rows for turn in turns])
+        for turn, sample in zip(turns, cases, strict=True):
+            case = _stacked([_batch(sample, sample.normalised(), sample.mask)])
+            yield {**case, "counted": torch.tensor([turn < rows], device=sample.image.device)}
+
+    def _volumes(self, role: str) -> Volumes:
+        from datamodules._petastorm import samples
+
+        device, folder = self._device(), self.info.path / role
+        if self._cache is None or self._cache.device != device:
+            self._cache = Cache(device, self._memory)
+        return Volumes(partial(samples, folder), self.info.rows.get(role, 0), self._cache, role=role, about=str(folder))
+
+    def _ahead(self, make: Callable[[], Iterator[Batch]], buffer: int) -> Iterator[Batch]:
+        return ahead(make, self._device(), buffer=buffer)
+
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def _process(self) -> tuple[int, int]:
+        """(rank, number of processes)."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
-def _patches(volumes: Volumes, plan: Plan, rng: np.random.Generator) -> Iterator[Batch]:
-    """One epoch's batches; passes over the volumes follow one another until it is full."""
-    batch: list[Patch] = []
-    left = plan.validate_every
-    while left:
-        for volume in volumes.in_turn(rng):
-            for _ in range(1 if volumes.in_memory else min(AHEAD, plan.batch * left)):
-                patch = cut(rng, volume, plan.patch)
-                batch.append(augment(rng, patch) if plan.augment else patch)
-                if len(batch) == plan.batch:
-                    yield _stacked(batch)
-                    batch, left = [], left - 1
-                if not left:
-                    break
-            if not left and volumes.in_memory:
-                break
+def _batch(sample: Sample, image: torch.Tensor, mask: torch.Tensor) -> Batch:
+    return {"image": image, "mask": mask, "annotated": sample.annotated, "present": sample.present}
 
 
-def _one(volume: Patch) -> Batch:
-    return _stacked([volume])
-
-
-def _stacked(patches: list[Patch]) -> Batch:
-    names = ("image", "mask", "annotated")
-    return {name: torch.stack([getattr(patch, name) for patch in patches]) for name in names}
-
-
-def _volume(row: dict[str, Any]) -> Patch:
-    image, mask, annotated = (torch.from_numpy(row[name]) for name in ("image", "mask", "annotated"))
-    return Patch(image[None], mask, annotated.bool())
+def _stacked(patches: list[Batch]) -> Batch:
+    return {name: torch.stack([patch[name] for patch in patches]) for name in patches[0]}
