@@ -25,8 +25,8 @@ NEAR = 0.05
 class LabelledCase:
     """A case to learn from. ``case`` names it in its dataset: the first channel's SeriesInstanceUID, or a NIfTI case's name.
 
-    ``images`` are a channel each: what ``Archive.volume`` takes, or paths of NIfTI files. ``label`` is a label revision's id, or
-    the path of a NIfTI label map; without one nothing is outlined, and ``states`` alone are learned from. ``states`` say for
+    ``images`` are a channel each: what ``Archive.volume`` takes, or paths of NIfTI files. ``label`` is a label revision's id,
+    or the path of a NIfTI label map; without one nothing is outlined, and ``states`` alone are learned from. ``states`` say for
     each structure whether it is present, absent or not_annotated; where there are none, the label map's values do. ``role`` is
     the split's.
     """

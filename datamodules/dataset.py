@@ -55,7 +55,7 @@ class DatasetInfo:
     rows: Mapping[str, int]
     digest: str
     left_out: tuple[tuple[str, str], ...]
-    plan: Plan
+    plan: Plan = field(compare=False)
     label_set: LabelSet
     prepared: int = field(default=0, compare=False)
 

@@ -101,7 +101,7 @@ class Plan:
 
         Raises DataError that names an override which is no field of a plan, or the label set's to say.
         """
-        derived = {
+        derived: dict[str, Any] = {
             "spacing": fingerprint.spacing,
             "channels": fingerprint.channels,
             "normalization": ["ct" if modality == "CT" else "zscore" for modality in fingerprint.modalities],
@@ -109,6 +109,8 @@ class Plan:
             "structures": [structure.name for structure in label_set.structures],
             "values": [structure.value for structure in label_set.structures],
         }
+        if overrides.get("network", "UNet") != "UNet" or overrides.get("task", "segmentation") != "segmentation":
+            derived["network_args"] = {}  # the default ones are the small UNet's
         for name in ("structures", "values", "channels"):
             if name in overrides:
                 whose = "project" if name == "channels" else "label set"

@@ -16,7 +16,8 @@ class Sample:
     each channel (scale, low, high, shift, divisor): what the network sees is ``(clamp(image · scale, low, high) - shift) /
     divisor``. ``mask`` is (D, H, W) uint8 classes. ``annotated`` and ``present`` are (structures,) bool: whether the label says
     anything of a structure, and whether it is there. ``centres`` is (n, 4) int32: (class, z, y, x) of voxels of each
-    structure, drawn when the dataset was built, for patches to lie around. Tensors may lie on any device.
+    structure, drawn when the dataset was built, for patches to lie around. Tensors may lie on any device, ``centres`` always
+    on the CPU.
     """
 
     case: str
@@ -41,7 +42,7 @@ class Sample:
 
     def to(self, device: torch.device) -> Self:
         """The same on ``device``."""
-        names = ("image", "intensity", "mask", "annotated", "present", "centres")
+        names = ("image", "intensity", "mask", "annotated", "present")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 

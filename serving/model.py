@@ -135,7 +135,7 @@ def log_model(tracking_uri: str, run: Any, *, home: str, index_url: str) -> str:
 def load(folder: Path) -> Served:
     """The model in ``folder``, as ``Registry.fetch`` or MLflow put it there; ServingError where its weights were changed."""
     run = intact(folder) / "artifacts" / "run"
-    plan, label_set, net = load_files(run)
+    plan, label_set, nets = load_files(run)
     meta = folder / "registered_model_meta"
     named = yaml.safe_load(meta.read_text()) if meta.exists() else {}
     origin = json.loads((run / ORIGIN).read_text())
@@ -145,7 +145,7 @@ def load(folder: Path) -> Served:
         label_ids=tuple(origin["label_ids"]),
         readers=tuple(origin["readers"]),
     )
-    return Served(Origin(**origin), plan, label_set, NetPredictor(net, plan))
+    return Served(Origin(**origin), plan, label_set, NetPredictor(nets, plan))
 
 
 def intact(folder: Path) -> Path:

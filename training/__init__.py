@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
-    from training.launch import FakeLauncher, Launcher, LocalLauncher, TrainJob
+    from training.launch import DDPLauncher, FakeLauncher, Launcher, LocalLauncher, SparkLauncher, TrainJob
     from training.metrics import dice_by_structure, mean_dice
     from training.predictor import NetPredictor, Prediction, Predictor, Prompts, ThresholdPredictor
     from training.run import LoadedRun, load_run
     from training.training_set import TrainingSet
 
 __all__ = [
+    "DDPLauncher",
     "FakeLauncher",
     "Launcher",
     "LoadedRun",
@@ -24,6 +25,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Prompts",
+    "SparkLauncher",
     "ThresholdPredictor",
     "TrainJob",
     "TrainingError",
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "training.launch": ("FakeLauncher", "Launcher", "LocalLauncher", "TrainJob"),
+    "training.launch": ("DDPLauncher", "FakeLauncher", "Launcher", "LocalLauncher", "SparkLauncher", "TrainJob"),
     "training.metrics": ("dice_by_structure", "mean_dice"),
     "training.predictor": ("NetPredictor", "Prediction", "Predictor", "Prompts", "ThresholdPredictor"),
     "training.run": ("LoadedRun", "load_run"),

@@ -94,7 +94,8 @@ def _predicted(module: Any, sample: Sample) -> torch.Tensor:
 
 
 def _segmented(sample: Sample, found: torch.Tensor, plan: Plan) -> CaseResult:
-    mask, metrics, dices = sample.mask.cpu(), {}, []
+    mask, dices = sample.mask.cpu(), []
+    metrics: dict[str, float] = {}
     for index, name in enumerate(plan.structures):
         if not bool(sample.annotated[index]):
             continue

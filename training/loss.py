@@ -7,7 +7,7 @@ import torch
 from torch import distributed
 from torch.nn import functional
 
-__all__ = ["masked_loss", "supervised_loss", "volume_loss"]
+__all__ = ["masked_loss", "processes", "supervised_loss", "total", "volume_loss"]
 
 SMOOTH = 1.0  # voxels added above and below in the soft Dice: an empty structure that is predicted empty costs nothing
 SLAB = 2**24  # scores of a whole volume that are looked at in one go
@@ -63,6 +63,19 @@ def volume_loss(logits: torch.Tensor, mask: torch.Tensor, annotated: torch.Tenso
     return _Sums(entropy, both, sizes, parts[0].asked).loss(mask.numel())
 
 
+def total(own: torch.Tensor) -> torch.Tensor:
+    """``own`` added up over the processes of ``torch.distributed``, without a gradient; a copy where there is one process."""
+    everywhere = own.detach().clone()
+    if processes() > 1:
+        distributed.all_reduce(everywhere)
+    return everywhere
+
+
+def processes() -> int:
+    """How many share each batch."""
+    return int(distributed.get_world_size()) if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def _sums(logits: torch.Tensor, mask: torch.Tensor, annotated: torch.Tensor) -> _Sums:
     log_p = _merged(logits.float().log_softmax(1), annotated)
     known = torch.cat([annotated.new_ones(len(annotated), 1), annotated], 1)
@@ -86,13 +99,9 @@ def _merged(log_p: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
 
 def _shared(sums: _Sums) -> _Sums:
     """The sums over all processes. Each process's own part takes the gradient, once for every process since DDP averages."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return sums
     own = torch.stack([sums.both, sums.sizes, sums.asked])
-    total = own.detach().clone()
-    distributed.all_reduce(total)
-    scaled = own * distributed.get_world_size()
-    both, sizes, asked = scaled + (total - scaled.detach())
+    scaled = own * processes()
+    both, sizes, asked = scaled + (total(own) - scaled).detach()
     return _Sums(sums.entropy, both, sizes, asked)
 
 

@@ -30,6 +30,10 @@ def network(plan: Plan) -> nn.Module:
     for some of MONAI's (``topology.arguments``). TrainingError where there is no such class, where the arguments do not fit
     it, or where the patch cannot be halved as often as the network does.
     """
+    if plan.task == "vista3d":
+        from training.vista_net import Vista3D
+
+        return Vista3D(plan)
     kind = _kind(plan.network)
     args = {**arguments(plan), **plan.network_args}
     fixed = {"spatial_dims": plan.dimensions, "in_channels": len(plan.channels), "out_channels": classes(plan)}

@@ -1,10 +1,11 @@
-"""What a training leaves in MLflow, read back: plan, label set, network, tags."""
+"""What a training leaves in MLflow, read back: job, plan, label set, networks, tags."""
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,7 +16,21 @@ from training.errors import TrainingError
 from training.network import network
 from training.predictor import NetPredictor
 
-__all__ = ["CHECKPOINT", "JOB", "LABEL_IDS", "LABEL_SET", "PLAN", "WEIGHTS", "LoadedRun", "load_files", "load_run"]
+if TYPE_CHECKING:
+    from training.launch import TrainJob
+
+__all__ = [
+    "CHECKPOINT",
+    "JOB",
+    "LABEL_IDS",
+    "LABEL_SET",
+    "PLAN",
+    "WEIGHTS",
+    "LoadedRun",
+    "load_files",
+    "load_job",
+    "load_run",
+]
 
 PLAN, LABEL_SET, LABEL_IDS, WEIGHTS, CHECKPOINT = "plan.json", "label_set.json", "label_ids.json", "weights.pt", "last.ckpt"
 JOB = "job.json"
@@ -24,20 +39,23 @@ JOB = "job.json"
 @dataclass(frozen=True)
 class LoadedRun:
     """A finished run. ``tags`` and ``metrics`` are as MLflow holds them, ``label_ids`` the revisions it learned from and
-    ``readers`` their authors; ``net`` is on the CPU, in evaluation mode."""
+    ``readers`` their authors; ``nets`` answer together, on the CPU, in evaluation mode."""
 
     run_id: str
     plan: Plan
     label_set: LabelSet
-    net: nn.Module
+    nets: Sequence[nn.Module]
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
     label_ids: tuple[str, ...]
     readers: tuple[str, ...]
 
     def predictor(self) -> NetPredictor:
-        """The run's network, ready to answer."""
-        return NetPredictor(self.net, self.plan)
+        """The run's networks, ready to answer; TrainingError where they do not segment."""
+        if self.plan.task == "classification":
+            remedy = "use training.classification.ClassificationPredictor"
+            raise TrainingError("classifies, and segments nothing", about=f"run {self.run_id}", remedy=remedy)
+        return NetPredictor(self.nets, self.plan)
 
 
 def load_run(tracking_uri: str, run_id: str) -> LoadedRun:
@@ -51,18 +69,38 @@ def load_run(tracking_uri: str, run_id: str) -> LoadedRun:
         with tempfile.TemporaryDirectory() as scratch:
             for name in (PLAN, LABEL_SET, LABEL_IDS, WEIGHTS):
                 client.download_artifacts(run_id, name, scratch)
-            plan, label_set, net = load_files(Path(scratch))
+            plan, label_set, nets = load_files(Path(scratch))
             told = json.loads((Path(scratch) / LABEL_IDS).read_text())
     except (MlflowException, OSError) as problem:
         raise TrainingError(f"cannot be loaded: {problem}", about=f"run {run_id}", remedy="train again") from None
     return LoadedRun(
-        run_id, plan, label_set, net, run.data.tags, run.data.metrics, tuple(told["label_ids"]), tuple(told["readers"])
+        run_id, plan, label_set, nets, run.data.tags, run.data.metrics, tuple(told["label_ids"]), tuple(told["readers"])
     )
 
 
-def load_files(folder: Path) -> tuple[Plan, LabelSet, nn.Module]:
-    """The plan, label set and network from a folder that holds a run's artifacts by their names."""
+def load_job(tracking_uri: str, run_id: str) -> "TrainJob":
+    """What a run was begun with, to go on with it; TrainingError where it is unknown or does not say."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from training.launch import TrainJob
+
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(MlflowClient(tracking_uri).download_artifacts(run_id, JOB, scratch))
+            stored = json.loads(path.read_text())
+    except (MlflowException, OSError) as problem:
+        raise TrainingError(f"cannot be gone on with: {problem}", about=f"run {run_id}", remedy="train anew") from None
+    return TrainJob.from_dict({**stored, "tracking_uri": tracking_uri})
+
+
+def load_files(folder: Path) -> tuple[Plan, LabelSet, list[nn.Module]]:
+    """The plan, label set and networks from a folder that holds a run's artifacts by their names."""
     plan = Plan.from_dict(json.loads((folder / PLAN).read_text()))
-    net = network(plan)
-    net.load_state_dict(torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True))
-    return plan, LabelSet.from_dict(json.loads((folder / LABEL_SET).read_text())), net.eval()
+    stored = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
+    nets = []
+    for state in stored if isinstance(stored, list) else [stored]:
+        net = network(plan)
+        net.load_state_dict(state)
+        nets.append(net.eval())
+    return plan, LabelSet.from_dict(json.loads((folder / LABEL_SET).read_text())), nets

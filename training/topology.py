@@ -120,6 +120,16 @@ def _unet(plan: Plan) -> dict[str, Any]:
     return {} if {"channels", "strides"} & set(plan.network_args) else dict(SMALL_UNET)
 
 
+def _densenet(plan: Plan) -> dict[str, Any]:
+    if min(_own(plan)[0]) < 32:
+        raise TrainingError(
+            f"{plan.network} halves an image five times, and {plan.patch} is too small",
+            about="plan",
+            remedy="give the patch 32 voxels a side, or take resnet10",
+        )
+    return {}
+
+
 def _efficientnet(plan: Plan) -> dict[str, Any]:
     return {"model_name": "efficientnet-b0", "pretrained": False}
 
@@ -130,6 +140,7 @@ _DERIVED: dict[str, Callable[[Plan], dict[str, Any]]] = {
     "SegResNetDS": _segresnet_ds,
     "SwinUNETR": _swin_unetr,
     "UNet": _unet,
+    **dict.fromkeys(("DenseNet121", "DenseNet169", "DenseNet201", "DenseNet264"), _densenet),
     "EfficientNetBN": _efficientnet,
 }
 

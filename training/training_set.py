@@ -145,7 +145,8 @@ class TrainingSet:
     def plan(self, fingerprint: Fingerprint | None, overrides: Mapping[str, Any]) -> Plan:
         """The plan derived from ``fingerprint`` (None: of a prepared dataset's plan) and this machine's device, with the set's
         own overrides and these put in."""
-        from training.sizing import sized
+        from training.network import device
+        from training.sizing import device_memory, sized, suited
 
         given = {**self.overrides, **overrides}
         if self.planned is not None:
@@ -158,7 +159,8 @@ class TrainingSet:
                 )
             return plan
         assert fingerprint is not None
-        return sized(Plan.make(given, self.label_set, fingerprint), given=frozenset(given))
+        plan = suited(Plan.make(given, self.label_set, fingerprint), device(), given)
+        return sized(plan, device_memory() // 2, given=given)
 
     def build(self, spark: "SparkSession", plan: Plan, root: Path, *, progress: Progress | None = None) -> DatasetInfo:
         """The dataset of ``plan`` under ``root``, where it is not there yet."""

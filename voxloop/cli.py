@@ -11,6 +11,7 @@ import typer
 from voxloop import catalog_commands as catalog_commands  # registers its commands
 from voxloop import console
 from voxloop import train_commands as train_commands
+from voxloop import weights_commands as weights_commands
 from voxloop.benches import BENCHES, find
 from voxloop.command import HomeOption, JsonOption, app, existing, guarded, open_archive, spark_session
 from voxloop.errors import FrontDoorError

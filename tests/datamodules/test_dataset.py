@@ -1,32 +1,32 @@
-"""From catalogued series and label revisions to patches: real Spark, real DICOM, real Petastorm."""
+"""From labelled series and NIfTI files to prepared volumes: real Spark, real DICOM, real Petastorm."""
 
 import json
-from collections.abc import Iterator
+import shutil
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 
 from catalog.archive import Archive
 from catalog.labels import Submission, submit
-from catalog.project import Project, Split
-from datamodules.datamodule import VolumeDataModule, Volumes
-from datamodules.dataset import DatasetInfo, LabelledCase, build
+from datamodules import DatasetInfo, LabelledCase, Plan, build
+from datamodules._petastorm import samples, seal, write
 from datamodules.errors import DataError
-from datamodules.plan import Fingerprint, Plan
+from datamodules.fingerprint import Fingerprint, measure
 from datamodules.prepare import prepare, prepare_mask
-from experiments.synthetic import LABEL_SET, cases, write
+from datamodules.sample import Sample
+from experiments.synthetic import LABEL_SET, cases
+from experiments.synthetic import write as write_cohort
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = pytest.mark.slow
-PLAN = Plan.make({"patch": (16, 32, 32), "validate_every": 5}, LABEL_SET, Fingerprint((5.0, 4.0, 4.0), (28, 40, 40)))
-PROJECT = Project("phantoms", "", LABEL_SET, {}, Split(0.2, 0.2, "seed"), "phantoms", 0.02)
+PLAN = Plan.make({"patch": (16, 32, 32)}, LABEL_SET, Fingerprint((5.0, 4.0, 4.0), (28, 40, 40)))
 STATES = {"liver": "present", "spleen": "present"}
 
 
@@ -36,7 +36,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
     from pydicom import dcmread
 
     folder = tmp_path_factory.mktemp("cohort")
-    write(folder, 4)
+    write_cohort(folder, 4)
     archive = Archive(tmp_path_factory.mktemp("home"))
     archive.store((dcmread(path) for path in sorted(folder.glob("images/*/*.dcm"))), folder="unzipped", writer="test")
     return archive
@@ -45,59 +45,71 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
 @pytest.fixture(scope="module")
 def labelled(archive: Archive) -> list[LabelledCase]:
     """Three training cases and one for validation; the second's spleen is not annotated."""
-    series = archive.sql("SELECT PatientID, SeriesInstanceUID FROM series WHERE is_image").to_pylist()
-    uids = {row["PatientID"]: row["SeriesInstanceUID"] for row in series}
+    series = archive.sql("SELECT PatientID, SeriesInstanceUID, StudyInstanceUID FROM series WHERE is_image").to_pylist()
+    known = {row["PatientID"]: row for row in series}
     found = []
     for index, (name, _, mask) in enumerate(cases(4)):
         states = dict(STATES, spleen="not_annotated") if index == 1 else STATES
         drawn = mask.with_array(np.where(mask.array == 2, 0, mask.array)) if index == 1 else mask
-        revision = submit(archive, PROJECT.key, LABEL_SET, Submission(uids[name], drawn, states, "reader"))  # type: ignore[arg-type]
-        role = "validation" if index == 3 else "train"
-        found.append(LabelledCase(uids[name], revision.label_id, role, states))
+        uid = known[name]["SeriesInstanceUID"]
+        revision = submit(archive, "phantoms", LABEL_SET, Submission(uid, drawn, states, "reader"))  # type: ignore[arg-type]
+        role, study = "validation" if index == 3 else "train", known[name]["StudyInstanceUID"]
+        found.append(LabelledCase(uid, (uid,), revision.label_id, role, states, study, name))
     return found
 
 
 @pytest.fixture(scope="module")
-def built(
-    spark: "SparkSession", archive: Archive, labelled: list[LabelledCase], tmp_path_factory: pytest.TempPathFactory
-) -> DatasetInfo:
-    return build(spark, archive, PROJECT, labelled, PLAN, tmp_path_factory.mktemp("datasets"))
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("datasets")
 
 
-def test_volumes_come_back_as_prepared(built: DatasetInfo, archive: Archive, labelled: list[LabelledCase]) -> None:
+@pytest.fixture(scope="module")
+def built(spark: "SparkSession", archive: Archive, labelled: list[LabelledCase], root: Path) -> DatasetInfo:
+    return build(spark, archive, labelled, PLAN, LABEL_SET, root)
+
+
+def test_volumes_come_back_as_serving_prepares_them(built: DatasetInfo, archive: Archive, labelled: list[LabelledCase]) -> None:
     assert built.rows == {"train": 3, "validation": 1}
-    assert built.left_out == ()
-    kept = next(VolumeDataModule(built, PLAN).volumes("validation").in_turn())
-    expected = prepare(archive.volume(labelled[3].series_uid), PLAN)
-    assert torch.allclose(kept.image, expected.image, atol=1e-5)  # sums depend on the number of threads
+    assert (built.left_out, built.prepared) == ((), 4)
+    [kept] = samples(built.path / "validation")
+    assert torch.equal(kept.normalised(), prepare(archive.volume(labelled[3].case), PLAN).image)
     assert torch.equal(kept.mask, prepare_mask(list(cases(4))[3][2], PLAN))
-    unknown = [volume.annotated.tolist() for volume in VolumeDataModule(built, PLAN).volumes("train").in_turn()]
+    assert (kept.case, kept.patient_id, kept.label_id) == (labelled[3].case, labelled[3].patient_id, labelled[3].label)
+    unknown = [sample.annotated.tolist() for sample in samples(built.path / "train")]
     assert sorted(unknown) == [[True, False], [True, True], [True, True]]
+    for cls, *voxel in kept.centres.tolist():
+        assert kept.mask[tuple(voxel)] == cls
+    assert set(kept.centres[:, 0].tolist()) == {1, 2}
 
 
-def test_the_same_inputs_are_not_prepared_again(
-    built: DatasetInfo, spark: "SparkSession", archive: Archive, labelled: list[LabelledCase]
+def test_an_unchanged_case_is_prepared_once(
+    built: DatasetInfo, spark: "SparkSession", archive: Archive, labelled: list[LabelledCase], root: Path
 ) -> None:
-    before = (built.path / "dataset.json").stat().st_mtime_ns
-    again = build(spark, archive, PROJECT, labelled[::-1], replace(PLAN, steps=7), built.path.parent)
-    assert again == built
-    assert (built.path / "dataset.json").stat().st_mtime_ns == before
-    other = build(spark, archive, PROJECT, labelled[:3], PLAN, built.path.parent)
-    assert other.path != built.path
+    again = build(spark, archive, labelled[::-1], replace(PLAN, steps=7), LABEL_SET, root)
+    assert (again, again.prepared) == (built, 0)
+    fewer = build(spark, archive, labelled[:3], PLAN, LABEL_SET, root)
+    assert (fewer.prepared, fewer.rows) == (0, {"train": 3})
+    assert fewer.path != built.path
+    swapped = [replace(labelled[0], role="validation"), *labelled[1:]]
+    assert build(spark, archive, swapped, PLAN, LABEL_SET, root).prepared == 0
 
 
-def test_a_build_goes_on_where_it_stopped(
-    built: DatasetInfo, spark: "SparkSession", archive: Archive, labelled: list[LabelledCase], tmp_path: Path
+def test_a_new_label_prepares_one_case(
+    built: DatasetInfo, spark: "SparkSession", archive: Archive, labelled: list[LabelledCase], root: Path
 ) -> None:
-    done = built.path / "train" / f"{labelled[0].series_uid}.parquet"
-    kept = tmp_path / f"{built.digest}.partial" / "train" / done.name
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(done.read_bytes())
-    inode, told = kept.stat().st_ino, []
-    again = build(spark, archive, PROJECT, labelled, PLAN, tmp_path, progress=lambda done, total: told.append((done, total)))
-    assert (again.path / "train" / done.name).stat().st_ino == inode
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert not kept.exists()
+    case, (_, _, mask) = labelled[2], list(cases(4))[2]
+    revision = submit(archive, "phantoms", LABEL_SET, Submission(case.case, mask, STATES, "other"))  # type: ignore[arg-type]
+    changed = [*labelled[:2], replace(case, label=revision.label_id), labelled[3]]
+    assert build(spark, archive, changed, PLAN, LABEL_SET, root).prepared == 1
+
+
+def test_a_dataset_can_be_carried(built: DatasetInfo, tmp_path: Path) -> None:
+    shutil.copytree(built.path, tmp_path / "carried")
+    info = DatasetInfo.read(tmp_path / "carried")
+    assert (info.rows, info.plan, info.label_set) == (built.rows, PLAN, LABEL_SET)
+    assert len(list(samples(info.path / "train"))) == 3
+    told = json.loads((info.path / "dataset.json").read_text())
+    assert {case["case"] for case in told["cases"]["train"]} == {sample.case for sample in samples(info.path / "train")}
 
 
 def test_an_unfinished_folder_is_no_dataset(tmp_path: Path) -> None:
@@ -105,102 +117,93 @@ def test_an_unfinished_folder_is_no_dataset(tmp_path: Path) -> None:
         DatasetInfo.read(tmp_path)
 
 
-def test_a_corrupt_case_is_left_out_and_named(
+def test_a_corrupt_case_is_left_out_named_and_tried_again(
     spark: "SparkSession", archive: Archive, labelled: list[LabelledCase], tmp_path: Path
 ) -> None:
     hurt = labelled[2]
-    path = Path(archive.series_files(hurt.series_uid)[5])
+    path = Path(archive.series_files(hurt.case)[5])
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     try:
-        info = build(spark, archive, PROJECT, labelled, PLAN, tmp_path)
+        info = build(spark, archive, labelled, PLAN, LABEL_SET, tmp_path)
         assert info.rows == {"train": 2, "validation": 1}
-        assert [series_uid for series_uid, _ in info.left_out] == [hurt.series_uid]
+        assert [case for case, _ in info.left_out] == [hurt.case]
         assert info.left_out[0][1]
-        with pytest.raises(DataError, match=hurt.series_uid):
-            build(spark, archive, PROJECT, [hurt], PLAN, tmp_path)
+        with pytest.raises(DataError, match=hurt.case):
+            build(spark, archive, [hurt], PLAN, LABEL_SET, tmp_path)
     finally:
         path.write_bytes(whole)
+    mended = build(spark, archive, labelled, PLAN, LABEL_SET, tmp_path)
+    assert (mended.left_out, mended.rows["train"]) == ((), 3)
 
 
 def test_a_label_that_is_not_there_is_named(
     spark: "SparkSession", archive: Archive, labelled: list[LabelledCase], tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="nobody"):
-        build(spark, archive, PROJECT, [replace(labelled[0], label_id="nobody")], PLAN, tmp_path)
+        build(spark, archive, [replace(labelled[0], label="nobody")], PLAN, LABEL_SET, tmp_path)
 
 
-def batches(built: DatasetInfo, **changes: object) -> Iterator[dict[str, torch.Tensor]]:
-    return iter(VolumeDataModule(built, replace(PLAN, **changes)).train_dataloader())  # type: ignore[arg-type]
+def nifti(path: Path, array: np.ndarray, spacing: float = 2.0) -> str:
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([-spacing, -spacing, spacing, 1.0])), path)
+    return str(path)
 
 
-def test_an_epoch_is_seeded_and_complete(built: DatasetInfo) -> None:
-    first, again, other = list(batches(built)), list(batches(built)), list(batches(built, seed=1))
-    assert len(first) == PLAN.validate_every
-    assert first[0]["image"].shape == (PLAN.batch, 1, *PLAN.patch)
-    assert all(
-        torch.equal(a["image"], b["image"]) and torch.equal(a["mask"], b["mask"]) for a, b in zip(first, again, strict=True)
+def test_nifti_files_of_two_channels_become_a_dataset(spark: "SparkSession", tmp_path: Path) -> None:
+    rng, listed = np.random.default_rng(0), []
+    for index in range(3):
+        mask = np.zeros((16, 18, 12), np.uint8)
+        mask[4:9, 4:9, 3:6] = 1
+        images = [
+            nifti(tmp_path / f"{index}_ct.nii.gz", rng.integers(-1000, 400, mask.shape).astype(np.int16)),
+            nifti(tmp_path / f"{index}_pet.nii.gz", rng.normal(5, 1, mask.shape).astype(np.float32)),
+        ]
+        label = nifti(tmp_path / f"{index}.nii.gz", mask if index < 2 else mask * 9)
+        listed.append(LabelledCase(f"case {index}", tuple(images), label, "train"))
+    found = measure(spark, None, listed, LABEL_SET, channels=("CT", "PET"))
+    assert found.modalities == ("CT", "MR")
+    assert found.spacing == (2.0, 2.0, 2.0)
+    assert found.intensities[1][2] == pytest.approx(5, abs=0.3)
+    plan = Plan.make({}, LABEL_SET, found)
+    info = build(spark, None, listed, plan, LABEL_SET, tmp_path / "datasets")
+    assert [case for case, _ in info.left_out] == ["case 2"]
+    assert "9" in info.left_out[0][1]
+    first = next(samples(info.path / "train"))
+    assert first.image.shape == (2, 12, 18, 16)
+    assert first.present.tolist() == [True, False]
+    assert first.annotated.tolist() == [True, True]
+
+
+def sample(index: int, dtype: torch.dtype = torch.int16) -> Sample:
+    image = torch.full((2, 6, 4, 4), index).to(dtype)
+    states = torch.tensor([True, False])
+    numbers = torch.tensor([[1.0, -5.0, 5.0, 0.5, 2.0]] * 2)
+    mask = torch.arange(96, dtype=torch.uint8).view(6, 4, 4)
+    return Sample(
+        f"c{index}", "s", "p", "l", image, numbers, mask, states, states, torch.tensor([[1, 0, 0, 1]], dtype=torch.int32)
     )
-    assert not torch.equal(first[0]["image"], other[0]["image"])
 
 
-def test_most_patches_hold_a_structure(built: DatasetInfo) -> None:
-    holds = [bool(mask.any()) for batch in batches(built, validate_every=20) for mask in batch["mask"]]
-    assert np.mean(holds) > 0.6
+def test_rows_are_read_in_the_asked_order_and_blocks_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(4):
+        monkeypatch.setattr("datamodules._petastorm.BLOCK", 100 if index == 2 else 2**20)
+        write(tmp_path / f"{index}.parquet", sample(index, torch.float32 if index % 2 else torch.int16))
+    assert seal(tmp_path) == 4
+    found = list(samples(tmp_path, [2, 0, 3, 2]))
+    assert [one.case for one in found] == ["c2", "c0", "c3", "c2"]
+    assert [one.image.dtype for one in found] == [torch.int16, torch.int16, torch.float32, torch.int16]
+    assert torch.equal(found[0].image, sample(2).image)
+    assert torch.equal(found[0].mask, sample(2).mask)
+    assert list(samples(tmp_path, [])) == []
 
 
-def test_a_small_memory_gives_the_same_volumes(built: DatasetInfo) -> None:
-    volumes = Volumes(built.path / "train", 3, memory=1)
-    assert [len(list(volumes.in_turn())) for _ in range(2)] == [3, 3]
-    assert not volumes.in_memory
-    module = VolumeDataModule(built, PLAN, memory=1)
-    assert len(list(module.train_dataloader())) == PLAN.validate_every
-    kept = Volumes(built.path / "train", 3)
-    list(kept.in_turn())
-    assert kept.in_memory
+def test_plain_petastorm_reads_what_was_written(tmp_path: Path) -> None:
+    import pickle
 
+    import pyarrow.parquet as pq
 
-def test_volumes_beyond_memory_are_all_seen_in_time(tmp_path: Path) -> None:
-    from datamodules._petastorm import seal, write_row
-
-    for index in range(12):
-        image, mask = np.full((4, 4, 4), index, np.float32), np.zeros((4, 4, 4), np.uint8)
-        row = {
-            "series_uid": str(index),
-            "label_id": str(index),
-            "image": image,
-            "mask": mask,
-            "annotated": np.ones(2, np.uint8),
-        }
-        write_row(tmp_path / f"{index:02d}.parquet", row)
+    write(tmp_path / "0.parquet", sample(3))
     seal(tmp_path)
-    volumes = Volumes(tmp_path, 12, memory=1)
-    seen = {
-        int(patch.image[0, 0, 0, 0])
-        for epoch in range(80)
-        for patch in islice(volumes.in_turn(np.random.default_rng(epoch)), 2)
-    }
-    assert seen == set(range(12))
-
-
-def test_a_lost_volume_does_not_pass_unseen(built: DatasetInfo) -> None:
-    with pytest.raises(DataError, match="3 volumes were read, 4 were written"):
-        list(Volumes(built.path / "train", 4).in_turn())
-    wrong = replace(built, rows={"train": 4})
-    with pytest.raises(DataError, match="were read"):
-        list(VolumeDataModule(wrong, PLAN).train_dataloader())
-
-
-def test_shards_share_the_volumes(built: DatasetInfo) -> None:
-    parts = [[v.image.sum().item() for v in Volumes(built.path / "train", 3, shard=k, shards=2).in_turn()] for k in (0, 1)]
-    assert sorted(map(len, parts)) == [1, 2]
-    assert len({*parts[0], *parts[1]}) == 3
-
-
-def test_no_training_case_is_said(built: DatasetInfo) -> None:
-    with pytest.raises(DataError, match="no labelled training case"):
-        VolumeDataModule(replace(built, rows={"validation": 1}), PLAN).train_dataloader()
-
-
-def test_the_marker_is_readable(built: DatasetInfo) -> None:
-    assert json.loads((built.path / "dataset.json").read_text())["rows"] == built.rows
+    schema = pickle.loads(pq.read_metadata(tmp_path / "_common_metadata").metadata[b"dataset-toolkit.unischema.v1"])
+    cell = pq.read_table(tmp_path / "0.parquet")["mask"][0].as_py()
+    assert np.array_equal(schema.mask.codec.decode(schema.mask, cell), sample(3).mask.numpy())

@@ -23,7 +23,7 @@ def test_defaults_follow_the_cohort() -> None:
     assert plan.structures == ("liver", "spleen")
     assert plan.values == (1, 2)
     assert all(size % 8 == 0 for size in plan.patch)
-    assert Plan.make({}, LABEL_SET, Fingerprint((1, 1, 1), (400, 500, 500), "CT")).normalization == "ct"
+    assert Plan.make({}, LABEL_SET, Fingerprint((1, 1, 1), (400, 500, 500), ("CT",))).normalization == ("ct",)
 
 
 def test_overrides_win_and_change_the_digest() -> None:

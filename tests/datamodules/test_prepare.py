@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from datamodules.plan import Plan
-from datamodules.prepare import CANONICAL, prepare, prepare_mask, restore
+from datamodules.prepare import CANONICAL, compact, intensity, prepare, prepare_mask, restore
+from datamodules.sample import normalised
 
 
 def plan(spacing: tuple[float, float, float], **more: object) -> Plan:
-    return Plan(spacing=spacing, structures=("organ",), values=(3,), patch=(16, 16, 16), **more)  # type: ignore[arg-type]
+    return Plan.from_dict({"spacing": spacing, "structures": ("organ",), "values": (3,), "patch": (16, 16, 16), **more})
 
 
 def sphere(spacing: tuple[float, float, float], shape: tuple[int, int, int], direction: np.ndarray, radius: float) -> hd.Volume:
@@ -102,3 +103,21 @@ def test_a_flat_volume_is_no_error() -> None:
     flat = sphere((2.0, 2.0, 2.0), (8, 8, 8), turned(0), 0).astype(np.float32)
     for normalization in ("zscore", "percentile", "ct"):
         assert torch.isfinite(prepare(flat, plan((2.0, 2.0, 2.0), normalization=normalization)).image).all()
+
+
+def test_whole_numbers_and_whole_steps_are_kept_exactly_in_half_the_bytes() -> None:
+    rng, chosen = np.random.default_rng(0), plan((2.0, 2.0, 2.0))
+    for step, dtype in ((1.0, torch.int16), (0.25, torch.int16), (0.0, torch.float32)):
+        values = rng.integers(-300, 300, (8, 9, 10)) * step if step else rng.normal(size=(8, 9, 10))
+        image = torch.from_numpy(values.astype(np.float32))[None]
+        kept, numbers = compact(image, intensity(image, chosen))
+        assert kept.dtype == dtype
+        assert torch.equal(kept.float() * numbers[0, 0], image[0][None])
+        assert torch.equal(normalised(kept, numbers), normalised(image, intensity(image, chosen)))
+
+
+def test_ct_goes_by_the_cohorts_foreground() -> None:
+    chosen = plan((2.0, 2.0, 2.0), normalization="ct", intensities=[[-100, 300, 50, 20]])
+    image = torch.tensor([-1000.0, -100, 50, 70, 300, 900]).view(1, 1, 1, 6)
+    found = normalised(image, intensity(image, chosen)).flatten()
+    assert found.tolist() == [-7.5, -7.5, 0, 1, 12.5, 12.5]

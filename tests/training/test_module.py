@@ -102,7 +102,7 @@ def test_the_learning_rate_climbs_to_the_plans_and_falls_to_nothing() -> None:
         made["optimizer"].step()
         made["lr_scheduler"]["scheduler"].step()
     assert max(rates) == pytest.approx(0.02, rel=0.01)
-    assert rates.index(max(rates)) == 1
+    assert rates.index(max(rates)) in (1, 2)
     assert rates[-1] < 0.001
 
 

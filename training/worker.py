@@ -1,0 +1,200 @@
+"""What each process of a training runs: Lightning over the data module, and what is logged of it."""
+
+import logging
+import math
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
+
+from catalog.progress import Progress
+from datamodules.datamodule import VolumeDataModule
+from datamodules.plan import Plan
+from training.evaluation import evaluate
+from training.module import PlanModule
+from training.modules import module
+from training.network import device, precision
+from training.run import CHECKPOINT
+from training.tracking import RunLog
+
+if TYPE_CHECKING:
+    from training.launch import TrainJob
+
+__all__ = ["Keeper", "finish", "work"]
+
+CLIP = 5.0  # the gradient's largest norm
+REPORT_EVERY = 3.0  # seconds between two reports of one of several processes
+State = dict[str, torch.Tensor]
+
+
+def work(
+    job: "TrainJob",
+    run_id: str,
+    *,
+    progress: Progress | None = None,
+    on_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> None:
+    """Train ``job`` and write to the run ``run_id``, going on from its checkpoint where it has one.
+
+    Alone, or as one of the processes that torch's environment variables (WORLD_SIZE, RANK) speak of: then the first writes.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    log = RunLog(job.tracking_uri, run_id)
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        made = module(job.plan, weights=Path(job.weights) if job.weights else None)
+        data, keeper = VolumeDataModule(job.dataset, job.plan), Keeper(job.plan.ensemble)
+        reporter = _Reporter(log, progress, on_metrics, alone=processes == 1)
+        validated = bool(data.info.rows.get("validation"))
+        trainer = _trainer(job.plan, processes, [keeper, *_callbacks(job.plan, validated), reporter], Path(scratch))
+        trainer.fit(made, data, ckpt_path=log.download_checkpoint(Path(scratch)), weights_only=True)
+        if trainer.is_global_zero:
+            states = keeper.states or [_state(made.net)]
+            finish(log, job, made, data, states, trainer.global_step)
+        if processes > 1:
+            trainer.strategy.barrier()
+
+
+def finish(
+    log: RunLog, job: "TrainJob", made: PlanModule, data: VolumeDataModule, states: Sequence[State], step: int = 0
+) -> None:
+    """Evaluate the kept weights, draw a picture, store the weights: with these a run is complete."""
+    made.net.load_state_dict(states[0])
+    made = made.to(device()).eval()
+    role = "validation" if data.info.rows.get("validation") else "train"
+    evaluation = evaluate(made, data.samples(role), job.plan, job.label_set, total=data.info.rows[role])
+    if role == "validation":
+        log.evaluation(evaluation, step, job.viewer_url)
+    if job.plan.task != "classification":
+        sample = next(data.samples(role))
+        with torch.inference_mode():
+            predicted = made.classes(sample.normalised()[None].to(made.device))[0].cpu()
+        log.picture(sample, predicted, job.label_set, job.plan)
+    log.weights(states)
+    log.forget_checkpoint()
+
+
+class Keeper(pl.Callback):  # type: ignore[misc]
+    """Keeps the weights of the ``number`` best epochs by ``val_score``, the later of equals, on the CPU."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._kept: list[tuple[float, int, State]] = []
+        self._validated: State = {}
+
+    @property
+    def states(self) -> list[State]:
+        """The best first; none where nothing was validated."""
+        return [state for _, _, state in self._kept]
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: PlanModule) -> None:
+        """Take the weights that were validated, before averaged ones are swapped back: this callback comes first."""
+        self._validated = _state(module.net) if trainer.is_global_zero else {}
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Keep them if they are among the best."""
+        score = trainer.callback_metrics.get("val_score")
+        if score is not None and self._validated:
+            entry = (float(score), trainer.global_step, self._validated)
+            self._kept = sorted([*self._kept, entry], key=lambda kept: kept[:2], reverse=True)[: self._number]
+        self._validated = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"kept": [list(entry) for entry in self._kept]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self._kept = [(score, step, weights) for score, step, weights in state["kept"]]
+
+
+class _Reporter(pl.Callback):  # type: ignore[misc]
+    """Progress by step; metrics and a checkpoint by epoch."""
+
+    def __init__(self, log: RunLog, progress: Progress | None, on_metrics: Any, *, alone: bool) -> None:
+        self._log, self._progress, self._on_metrics, self._alone = log, progress, on_metrics, alone
+        self._reported = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 0:
+            self._checkpoint(trainer)  # of the start: what is stopped in its first epoch begins again alike
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self._progress:
+            self._progress(trainer.global_step, trainer.max_steps)
+        if not self._alone and trainer.is_global_zero and time.monotonic() - self._reported > REPORT_EVERY:
+            self._reported = time.monotonic()
+            self._log.metrics({"step": float(trainer.global_step)}, trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        values["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        if trainer.is_global_zero:
+            self._log.metrics(values if self._alone else {**values, "step": float(trainer.global_step)}, trainer.global_step)
+        if self._on_metrics:
+            self._on_metrics(trainer.global_step, values)
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:  # a checkpoint of on_train_epoch_end resumes to nothing
+        if trainer.global_step < trainer.max_steps:
+            self._checkpoint(trainer)
+
+    def _checkpoint(self, trainer: pl.Trainer) -> None:
+        path = Path(trainer.default_root_dir) / CHECKPOINT
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            self._log.upload_checkpoint(path)
+
+
+def _callbacks(plan: Plan, validated: bool) -> Iterator[pl.Callback]:
+    """Averaged weights validate; a training that does not get better stops."""
+    if plan.ema:
+        yield EMAWeightAveraging(decay=plan.ema)
+    if plan.patience and validated:
+        yield EarlyStopping("val_score", mode="max", patience=plan.patience, strict=False)
+
+
+def _trainer(plan: Plan, processes: int, callbacks: list[pl.Callback], scratch: Path) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="auto",
+        devices=1 if processes == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
+        num_nodes=1 if processes == 1 else processes // int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
+        strategy="auto" if processes == 1 else "ddp",
+        precision=precision(plan, device()),
+        max_steps=plan.steps,
+        max_epochs=math.ceil(plan.steps / plan.validate_every),
+        gradient_clip_val=CLIP,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=scratch,
+    )
+
+
+def _state(net: torch.nn.Module) -> State:
+    return {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's advice on workers, devices and loggers."""
+    said = logging.getLogger("pytorch_lightning")
+    level = said.level
+    said.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        said.setLevel(level)
