@@ -58,8 +58,8 @@ class VolumeDataModule(pl.LightningDataModule):  # type: ignore[misc]
         self._cache: Cache | None = None
 
     def samples(self, role: str) -> Iterator[Sample]:
-        """Each case of ``role`` once, by file name."""
-        return self._volumes(role).in_order(range(self.info.rows.get(role, 0)))
+        """Each case of ``role`` once, by file name, on the CPU."""
+        return self._volumes(role, Cache(torch.device("cpu"), 0)).in_order(range(self.info.rows.get(role, 0)))
 
     def train_dataloader(self) -> Batches:
         """This process's part of the trainer's current epoch."""
@@ -86,7 +86,7 @@ class VolumeDataModule(pl.LightningDataModule):  # type: ignore[misc]
         first, last = number * plan.validate_every, (number + 1) * plan.validate_every
         groups = range(first // plan.patches, -(-last // plan.patches))
         visits = range(groups.start * plan.batch + rank, groups.stop * plan.batch, ranks)
-        visited = self._volumes("train").shuffled(plan.seed, visits)
+        visited = self._volumes("train", self._kept()).shuffled(plan.seed, visits)
         for group in groups:
             start = group * plan.patches
             numbers = range(max(first - start, 0), min(last - start, plan.patches))
@@ -104,18 +104,21 @@ class VolumeDataModule(pl.LightningDataModule):  # type: ignore[misc]
     def _validation(self, number: int) -> Iterator[Batch]:
         (rank, ranks), rows = self._process(), self.info.rows.get("validation", 0)
         turns = [rank + ranks * turn for turn in range(number)]
-        cases = self._volumes("validation").in_order([turn % rows for turn in turns])
+        cases = self._volumes("validation", self._kept()).in_order([turn % rows for turn in turns])
         for turn, sample in zip(turns, cases, strict=True):
             case = _stacked([_batch(sample, sample.normalised(), sample.mask)])
             yield {**case, "counted": torch.tensor([turn < rows], device=sample.image.device)}
 
-    def _volumes(self, role: str) -> Volumes:
+    def _volumes(self, role: str, cache: Cache) -> Volumes:
         from datamodules._petastorm import samples
 
-        device, folder = self._device(), self.info.path / role
-        if self._cache is None or self._cache.device != device:
-            self._cache = Cache(device, self._memory)
-        return Volumes(partial(samples, folder), self.info.rows.get(role, 0), self._cache, role=role, about=str(folder))
+        folder = self.info.path / role
+        return Volumes(partial(samples, folder), self.info.rows.get(role, 0), cache, role=role, about=str(folder))
+
+    def _kept(self) -> Cache:
+        if self._cache is None or self._cache.device != self._device():
+            self._cache = Cache(self._device(), self._memory)
+        return self._cache
 
     def _ahead(self, make: Callable[[], Iterator[Batch]], buffer: int) -> Iterator[Batch]:
         return ahead(make, self._device(), buffer=buffer)

@@ -129,7 +129,12 @@ def test_once_all_is_kept_the_disk_is_left_alone(dataset: DatasetInfo) -> None:
         (dataset.path / role).rename(dataset.path / f"{role}.away")
     assert same(list(data.epoch(1)), expected)
     assert len(list(data.val_dataloader())) == 3
+
+
+def test_each_case_is_given_once_by_file_name(dataset: DatasetInfo) -> None:
+    data = module(dataset, PLAN)
     assert [sample.case for sample in data.samples("validation")] == ["case10", "case11", "case12"]
+    assert list(data.samples("holdout")) == []
 
 
 def test_no_more_is_kept_than_there_is_room_for() -> None:
