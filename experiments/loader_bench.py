@@ -32,10 +32,10 @@ __all__ = ["bench", "made"]
 
 SHAPE = (96, 160, 160)
 LARGER = 10
-STEPS = 40
+STEPS = 20
 """A training's steps that are timed, at least."""
 
-SMALL = Plan((1.0, 1.0, 1.0), ("liver", "spleen"), (1, 2), (64, 64, 64))
+SMALL = Plan((1.0, 1.0, 1.0), ("liver", "spleen"), (1, 2), (48, 48, 48))
 GPU = replace(SMALL, patch=(96, 96, 96), batch=4, network="SegResNet", network_args={"init_filters": 32})
 
 
