@@ -1,221 +1,139 @@
-"""A dataset as Lightning reads it: seeded patches to train on, whole cases to validate on.
+"""A dataset as Lightning reads it: seeded patches to train on, whole cases to validate on."""
 
-The volumes are visited in an endless chain of permutations: visit v is of volume ``perm(seed, v // n)[v % n]``. Visits come in
-groups of ``plan.batch``, and a group gives ``plan.patches`` steps, the j-th patch of each of its volumes. Of R processes,
-process r takes every R-th of a group's volumes from the r-th on. So a step is the same patches whatever the number of
-processes, what is kept in memory and where a training was resumed: an epoch is a function of the seed and its number.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from monai.data.thread_buffer import ThreadBuffer
-from torch.utils.data import DataLoader, IterableDataset
 
-from datamodules._petastorm import samples
 from datamodules.augment import augment
 from datamodules.dataset import DatasetInfo
 from datamodules.errors import DataError
-from datamodules.patches import Box, cut
+from datamodules.patches import cut, draw
 from datamodules.plan import Plan
+from datamodules.prefetch import Batch, ahead
 from datamodules.sample import Sample
+from datamodules.volumes import Cache, Volumes
 
-__all__ = ["VolumeDataModule", "Volumes", "visits"]
+__all__ = ["Batches", "VolumeDataModule"]
 
-MEMORY = 2 * 1024**3  # bytes of prepared volumes that a CPU keeps; a GPU keeps half of what it has free
-AHEAD = 3  # batches that are made while the network works
-Batch = dict[str, Any]
-
-
-def visits(seed: int, volumes: int, first: int, number: int) -> list[int]:
-    """The volumes of ``number`` visits from visit ``first`` on."""
-    found: list[int] = []
-    passes: dict[int, np.ndarray] = {}
-    for visit in range(first, first + number):
-        turn, place = divmod(visit, volumes)
-        if turn not in passes:
-            passes[turn] = np.random.default_rng((seed, turn)).permutation(volumes)
-        found.append(int(passes[turn][place]))
-    return found
+VALIDATED_AHEAD = 1  # whole cases are large
 
 
-class Volumes:
-    """The cases of one role, on a device: read from disk, and kept there for as long as they fit into ``memory`` bytes."""
+class Batches:
+    """So many batches, from the start at each iteration: what Lightning takes for a loader."""
 
-    def __init__(self, folder: Path, number: int, *, device: torch.device, memory: int) -> None:
-        self._folder, self._number, self._device, self._left = folder, number, device, memory
-        self._kept: dict[int, Sample] = {}
-        there = len(list(folder.glob("*.parquet")))
-        if there != number:
-            raise _lost(folder, there, number)
+    def __init__(self, number: int, make: Callable[[], Iterator[Batch]]) -> None:
+        self._number, self._make = number, make
 
     def __len__(self) -> int:
         return self._number
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether the disk is not needed any more."""
-        return len(self._kept) == self._number
-
-    def visit(self, order: Sequence[int]) -> Iterator[Sample]:
-        """The cases numbered in ``order``. DataError where the reader gives another number than was asked of it."""
-        kept = [index in self._kept for index in order]
-        asked = [index for index, known in zip(order, kept, strict=True) if not known]
-        reader, given = samples(self._folder, asked), 0
-        for index, known in zip(order, kept, strict=True):
-            if known:
-                yield self._kept[index]
-                continue
-            sample = next(reader, None)
-            if sample is None:
-                raise _lost(self._folder, given, len(asked))
-            given += 1
-            yield self._keep(index, sample)
-        if (more := sum(1 for _ in reader)) > 0:
-            raise _lost(self._folder, given + more, len(asked))
-
-    def _keep(self, index: int, sample: Sample) -> Sample:
-        """``sample`` on the device if it stays there; else where it is: only what is cut from it goes there."""
-        if index in self._kept:
-            return self._kept[index]
-        if sample.nbytes > self._left:
-            return sample
-        self._left -= sample.nbytes
-        self._kept[index] = sample.to(self._device)
-        return self._kept[index]
+    def __iter__(self) -> Iterator[Batch]:
+        return self._make()
 
 
 class VolumeDataModule(pl.LightningDataModule):  # type: ignore[misc]
-    """``dataset`` (or its folder) by ``plan``. An epoch is ``plan.validate_every`` steps of ``plan.batch`` patches over all
-    processes.
+    """``dataset`` (or its folder) by ``plan``. An epoch is ``plan.validate_every`` batches of ``plan.batch`` patches, over all
+    processes together.
 
-    A training batch, after the transfer, is {"image": (B, C, D, H, W) float32, "mask": (B, D, H, W) uint8 classes,
-    "annotated" and "present": (B, structures) bool}. A validation batch is one whole case with the same keys and "counted":
-    (1,) bool, False where it is repeated so that all processes have as many. ``memory``: bytes of volumes that stay on the
-    device (default: half of what a GPU has free, 2 GiB on a CPU).
+    Training batches, on the trainer's device (the CPU without one): {"image": (B, C, D, H, W) float32, "mask": (B, D, H, W)
+    uint8 classes, "annotated" and "present": (B, structures) bool}. A validation batch is one whole case, with "counted" (1,)
+    bool, False for one that only gives every process as many.
+
+    Cases are visited along an endless chain of seeded permutations, in groups of ``plan.batch``; a group gives ``plan.patches``
+    batches. All that is drawn is keyed by seed, visit and patch, so that the patches of an epoch depend on nothing but the plan
+    and the epoch's number: not on the processes, nor on what is kept or on timing.
+
+    The cases that were read are kept on the device, ``memory`` bytes of them (see Cache): once all are, the disk is left alone.
     """
 
     def __init__(self, dataset: DatasetInfo | Path, plan: Plan, *, memory: int | None = None) -> None:
         super().__init__()
         self.info = dataset if isinstance(dataset, DatasetInfo) else DatasetInfo.read(dataset)
         self._plan, self._memory = plan, memory
-        self._opened: dict[str, Volumes] = {}
+        self._cache: Cache | None = None
 
     def samples(self, role: str) -> Iterator[Sample]:
         """Each case of ``role`` once, by file name, on the CPU."""
-        return samples(self.info.path / role) if self.info.rows.get(role) else iter(())
+        return self._volumes(role, Cache(torch.device("cpu"), 0)).in_order(range(self.info.rows.get(role, 0)))
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """This epoch's boxes, cut on a thread of its own; ``on_after_batch_transfer`` makes patches of them."""
+    def train_dataloader(self) -> Batches:
+        """This process's part of the trainer's current epoch."""
+        plan, (_, ranks) = self._plan, self._process()
         if not self.info.rows.get("train"):
             raise DataError("no labelled training case", about=str(self.info.path), remedy="label a case of the train split")
-        rank, ranks = self._rank()
-        if self._plan.batch % ranks:
-            remedy = f"make batch in the plan a multiple of {ranks}"
-            raise DataError(f"{ranks} processes cannot share {self._plan.batch} patches a step", about="plan", remedy=remedy)
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        return DataLoader(_Stream(lambda: _ahead(self._boxes(epoch, rank, ranks))), batch_size=None, num_workers=0)
+        if plan.batch % ranks:
+            raise DataError(
+                f"a batch of {plan.batch} does not divide among {ranks} processes", about="plan", remedy="set batch"
+            )
+        return Batches(plan.validate_every, lambda: self._ahead(self.epoch, max(2, plan.patches)))
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """This process's validation cases, whole; none where the dataset has none."""
-        number = self.info.rows.get("validation", 0)
-        rank, ranks = self._rank()
-        order = [(index if index < number else 0, index < number) for index in range(rank, -(-number // ranks) * ranks, ranks)]
+    def val_dataloader(self) -> Batches:
+        """This process's part of the validation cases; none where the dataset has none."""
+        _, ranks = self._process()
+        number = -(-self.info.rows.get("validation", 0) // ranks)
+        return Batches(number, lambda: self._ahead(lambda: self._validation(number), VALIDATED_AHEAD))
 
-        def whole() -> Iterator[Batch]:
-            volumes = self._volumes("validation") if order else None
-            found = volumes.visit([index for index, _ in order]) if volumes is not None else iter(())
-            for sample, (_, counted) in zip(found, order, strict=True):
-                yield _whole(sample.to(self._device()), counted)
+    def epoch(self, number: int | None = None) -> Iterator[Batch]:
+        """This process's training batches of an epoch, by default the trainer's current one, made as they are asked for."""
+        plan, (rank, ranks) = self._plan, self._process()
+        if number is None:
+            number = self.trainer.current_epoch if self.trainer else 0
+        first, last = number * plan.validate_every, (number + 1) * plan.validate_every
+        groups = range(first // plan.patches, -(-last // plan.patches))
+        visits = range(groups.start * plan.batch + rank, groups.stop * plan.batch, ranks)
+        visited = self._volumes("train", self._kept()).shuffled(plan.seed, visits)
+        for group in groups:
+            start = group * plan.patches
+            numbers = range(max(first - start, 0), min(last - start, plan.patches))
+            yield from self._group(list(islice(visited, plan.batch // ranks)), numbers)
 
-        return DataLoader(_Stream(whole), batch_size=None, num_workers=0)
+    def _group(self, members: list[tuple[int, Sample]], numbers: Iterable[int]) -> Iterator[Batch]:
+        for number in numbers:
+            yield _stacked([self._patch(sample, visit, number) for visit, sample in members])
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Boxes → patches, on the device."""
-        draws = batch.pop("draws", None)
-        if draws is not None:
-            batch["image"], batch["mask"] = augment(batch["image"], batch["mask"], draws, self._plan.patch)
-        return batch
+    def _patch(self, sample: Sample, visit: int, number: int) -> Batch:
+        rng = np.random.default_rng((self._plan.seed, 1, visit, number))
+        image, mask = cut(sample, draw(rng, sample, self._plan), self._plan.patch)
+        return _batch(sample, augment(rng, image) if self._plan.augment else image, mask)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """The tensors; what was drawn stays where it is."""
-        return {key: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for key, v in batch.items()}
+    def _validation(self, number: int) -> Iterator[Batch]:
+        (rank, ranks), rows = self._process(), self.info.rows.get("validation", 0)
+        turns = [rank + ranks * turn for turn in range(number)]
+        cases = self._volumes("validation", self._kept()).in_order([turn % rows for turn in turns])
+        for turn, sample in zip(turns, cases, strict=True):
+            case = _stacked([_batch(sample, sample.normalised(), sample.mask)])
+            yield {**case, "counted": torch.tensor([turn < rows], device=sample.image.device)}
 
-    def _boxes(self, epoch: int, rank: int, ranks: int) -> Iterator[Batch]:
-        """Epoch ``epoch``'s batches of this process."""
-        plan, volumes = self._plan, self._volumes("train")
-        groups = -(-plan.validate_every // plan.patches)
-        first, left = epoch * groups * plan.batch, plan.validate_every
-        numbers = [v for v in range(first, first + groups * plan.batch) if (v - first) % plan.batch % ranks == rank]
-        order = visits(plan.seed, len(volumes), first, groups * plan.batch)
-        found = volumes.visit([order[v - first] for v in numbers])
-        share = plan.batch // ranks
-        for start in range(0, len(numbers), share):
-            group = [(number, next(found)) for number in numbers[start : start + share]]
-            for patch in range(min(plan.patches, left)):
-                yield _stacked([cut(sample, plan, (plan.seed, number, patch)) for number, sample in group], self._device())
-            left -= plan.patches
-        for _ in found:  # to its end, where the count is checked
-            raise DataError("more volumes than were asked for", about=str(self.info.path))
+    def _volumes(self, role: str, cache: Cache) -> Volumes:
+        from datamodules._petastorm import samples
 
-    def _volumes(self, role: str) -> Volumes:
-        if role not in self._opened:
-            free = MEMORY
-            if self._device().type == "cuda":
-                free = torch.cuda.mem_get_info(self._device())[0] // 2
-            memory = (free if self._memory is None else self._memory) // 4 * (3 if role == "train" else 1)
-            number = self.info.rows[role]
-            self._opened[role] = Volumes(self.info.path / role, number, device=self._device(), memory=memory)
-        return self._opened[role]
+        folder = self.info.path / role
+        return Volumes(partial(samples, folder), self.info.rows.get(role, 0), cache, role=role, about=str(folder))
 
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+    def _kept(self) -> Cache:
+        if self._cache is None or self._cache.device != self._device():
+            self._cache = Cache(self._device(), self._memory)
+        return self._cache
+
+    def _ahead(self, make: Callable[[], Iterator[Batch]], buffer: int) -> Iterator[Batch]:
+        return ahead(make, self._device(), buffer=buffer)
 
     def _device(self) -> torch.device:
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        assert isinstance(device, torch.device)
-        return device
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def _process(self) -> tuple[int, int]:
+        """(rank, number of processes)."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
-class _Stream(IterableDataset[Batch]):  # type: ignore[misc]
-    def __init__(self, make: Callable[[], Iterator[Batch]]) -> None:
-        self._make = make
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self._make()
+def _batch(sample: Sample, image: torch.Tensor, mask: torch.Tensor) -> Batch:
+    return {"image": image, "mask": mask, "annotated": sample.annotated, "present": sample.present}
 
 
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """``batches`` made on a thread. MONAI's buffer drops what its thread raises, so errors travel as items."""
-
-    def carried() -> Iterator[Batch | Exception]:
-        try:
-            yield from batches
-        except Exception as problem:
-            yield problem
-
-    for item in ThreadBuffer(carried(), buffer_size=AHEAD):
-        if isinstance(item, Exception):
-            raise item
-        yield item
-
-
-def _stacked(boxes: Sequence[Box], device: torch.device) -> Batch:
-    names = ("image", "mask", "annotated", "present")
-    batch: Batch = {name: torch.stack([getattr(box, name).to(device) for box in boxes]) for name in names}
-    draws = [box.draw for box in boxes if box.draw is not None]
-    return {**batch, "draws": draws} if draws else batch
-
-
-def _whole(sample: Sample, counted: bool) -> Batch:
-    states = {"annotated": sample.annotated[None], "present": sample.present[None]}
-    return {"image": sample.normalised()[None], "mask": sample.mask[None], **states, "counted": torch.tensor([counted])}
-
-
-def _lost(folder: Path, given: int, expected: int) -> DataError:
-    remedy = "remove its dataset's folder; the next training builds it again"
-    return DataError(f"{given} volumes were read, {expected} were expected", about=str(folder), remedy=remedy)
+def _stacked(patches: list[Batch]) -> Batch:
+    return {name: torch.stack([patch[name] for patch in patches]) for name in patches[0]}

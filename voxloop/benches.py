@@ -55,4 +55,15 @@ def _qido(settings: Settings, n: int) -> "BenchResult":
     return qido_bench.bench(settings.home / "bench" / "qido", n=n, index_url=settings.index_url)
 
 
-BENCHES = {"ingest": Bench(_ingest, 4000), "ingest-memory": Bench(_ingest_memory, 100_000), "qido": Bench(_qido, 1_000_000)}
+def _loader(settings: Settings, n: int) -> "BenchResult":
+    from experiments import loader_bench
+
+    return loader_bench.bench(settings.home / "bench" / "loader", n=n)
+
+
+BENCHES = {
+    "ingest": Bench(_ingest, 4000),
+    "ingest-memory": Bench(_ingest_memory, 100_000),
+    "qido": Bench(_qido, 1_000_000),
+    "loader": Bench(_loader, 24),
+}

@@ -1,180 +1,262 @@
-"""Patches are a function of seed and epoch, whoever cuts them and whatever is kept; every row is counted."""
+"""What the data module feeds: real Petastorm files, no Spark."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
-from datamodules._petastorm import seal, write
-from datamodules.datamodule import VolumeDataModule, Volumes, visits
+from datamodules import DataError, Plan
+from datamodules._petastorm import samples, seal, write
+from datamodules.datamodule import VolumeDataModule
 from datamodules.dataset import DatasetInfo
-from datamodules.errors import DataError
-from datamodules.patches import box_size, cut
-from datamodules.plan import Plan
+from datamodules.prefetch import Batch
 from datamodules.sample import Sample
+from datamodules.volumes import Cache, Volumes
 from experiments.synthetic import LABEL_SET
 
+PLAN = Plan((1.0, 1.0, 1.0), ("liver", "spleen"), (1, 2), (8, 8, 8), batch=2, patches=2, validate_every=5)
+STILL = replace(PLAN, augment=False, patches=1)
 CPU = torch.device("cpu")
-PLAN = Plan(
-    spacing=(2.0, 1.0, 1.0), structures=("liver", "spleen"), values=(1, 2), patch=(8, 16, 16), batch=2, validate_every=5
-)
+ROWS = 5
 
 
-def case(index: int, shape: Sequence[int] = (10, 20, 22)) -> Sample:
+def case(index: int, shape: tuple[int, int, int] = (12, 14, 10)) -> Sample:
+    """Around ``100 · index``, so that a patch tells whose it is; a structure in the middle."""
     rng = np.random.default_rng(index)
-    mask = torch.zeros(*shape, dtype=torch.uint8)
-    mask[shape[0] // 2, 3:9, 4:8] = 1
-    mask[shape[0] // 2, 12:15, 12:15] = 2
-    image = torch.from_numpy(rng.integers(0, 100, (1, *shape)).astype(np.int16))
-    numbers, states = torch.tensor([[1.0, 0.0, 99.0, 50.0, 30.0]]), torch.tensor([True, index % 2 == 0])
-    places = mask.nonzero()
-    centres = torch.cat([mask[tuple(places.T)].long()[:, None], places], 1).int()
-    return Sample(f"c{index}", f"1.{index}", "", "", image, numbers, mask, states, torch.tensor([True, True]), centres)
+    mask = np.zeros(shape, np.uint8)
+    mask[4:7, 5:9, 3:6] = 1 + index % 2
+    image = torch.from_numpy((100 * index + rng.integers(-9, 10, (1, *shape))).astype(np.int16))
+    centres = np.c_[np.full(int((mask > 0).sum()), 1 + index % 2), np.argwhere(mask)].astype(np.int32)
+    states = torch.tensor([True, index != 1]), torch.tensor([index % 2 == 0, index % 2 == 1])
+    intensity = torch.tensor([[1.0, -50.0, 2000.0, 0.0, 1.0]])
+    return Sample(f"case{index}", "", "", "", image, intensity, torch.from_numpy(mask), *states, torch.from_numpy(centres))
 
 
-def dataset(folder: Path, train: int = 5, validation: int = 3) -> DatasetInfo:
-    for role, number in (("train", train), ("validation", validation)):
-        for index in range(number):
-            write(folder / role / f"{index}.parquet", case(index))
-        seal(folder / role)
-    return DatasetInfo(folder, {"train": train, "validation": validation}, "digest", (), PLAN, LABEL_SET)
+@pytest.fixture
+def dataset(tmp_path: Path) -> DatasetInfo:
+    """Five cases to train on and three to validate with."""
+    for role, rows in (("train", range(ROWS)), ("validation", range(10, 13))):
+        for row in rows:
+            write(tmp_path / role / f"{row:02d}.parquet", case(row))
+        seal(tmp_path / role)
+    return DatasetInfo(tmp_path, {"train": ROWS, "validation": 3}, "digest", (), PLAN, LABEL_SET)
 
 
-@pytest.fixture(scope="module")
-def info(tmp_path_factory: pytest.TempPathFactory) -> DatasetInfo:
-    return dataset(tmp_path_factory.mktemp("dataset"))
+def module(dataset: DatasetInfo, plan: Plan, rank: int = 0, ranks: int = 1, *, memory: int | None = None) -> VolumeDataModule:
+    """As one of ``ranks`` processes sees it."""
+    made, strategy = VolumeDataModule(dataset, plan, memory=memory), SimpleNamespace(root_device=CPU)
+    made.trainer = SimpleNamespace(global_rank=rank, world_size=ranks, current_epoch=0, strategy=strategy)
+    return made
 
 
-def epoch(
-    info: DatasetInfo, number: int = 0, *, rank: int = 0, ranks: int = 1, memory: int | None = None, plan: Plan = PLAN
-) -> list[dict[str, Any]]:
-    return list(batches(VolumeDataModule(info, plan, memory=memory), number, rank, ranks))
+def whose(batches: Sequence[Batch]) -> list[int]:
+    """The rows that unmoved patches come from."""
+    return [round(float(image.max()) / 100) for batch in batches for image in batch["image"]]
 
 
-def batches(data: VolumeDataModule, number: int = 0, rank: int = 0, ranks: int = 1) -> Iterator[dict[str, Any]]:
-    strategy = SimpleNamespace(root_device=CPU)
-    data.trainer = SimpleNamespace(current_epoch=number, global_rank=rank, world_size=ranks, strategy=strategy)  # type: ignore[assignment]
-    for batch in data.train_dataloader():
-        yield data.on_after_batch_transfer(batch, 0)
+def same(first: Sequence[Batch], second: Sequence[Batch]) -> bool:
+    pairs = list(zip(first, second, strict=True))
+    return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(torch.equal(one[name], other[name]) for name in ("image", "mask", "annotated", "present"))
+def test_an_epoch_is_seeded_and_complete(dataset: DatasetInfo) -> None:
+    first, again = (list(module(dataset, PLAN).train_dataloader()) for _ in range(2))
+    assert len(first) == len(module(dataset, PLAN).train_dataloader()) == PLAN.validate_every
+    assert same(first, again)
+    assert {name: (tuple(t.shape), t.dtype) for name, t in first[0].items()} == {
+        "image": ((2, 1, 8, 8, 8), torch.float32),
+        "mask": ((2, 8, 8, 8), torch.uint8),
+        "annotated": ((2, 2), torch.bool),
+        "present": ((2, 2), torch.bool),
+    }
+    other = list(module(dataset, replace(PLAN, seed=1)).train_dataloader())
+    assert not same(first, other) and not same(first, list(module(dataset, PLAN).epoch(1)))
 
 
-def test_five_rows_and_two_processes_see_equally_many(info: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    visit = Volumes.visit
-    monkeypatch.setattr(Volumes, "visit", lambda self, order: asked.append(len(order)) or visit(self, order))  # type: ignore[func-returns-value]
-    parts = [epoch(info, rank=rank, ranks=2) for rank in range(2)]
-    assert asked == [3, 3]
-    assert [len(part) for part in parts] == [PLAN.validate_every] * 2
-    for whole, one, other in zip(epoch(info), *parts, strict=True):
-        assert torch.equal(whole["image"], torch.cat([one["image"], other["image"]]))
-        assert torch.equal(whole["mask"], torch.cat([one["mask"], other["mask"]]))
+def test_five_rows_are_visited_alike_by_two_ranks(dataset: DatasetInfo) -> None:
+    plan = replace(STILL, validate_every=10)
+    ranks = [whose(list(module(dataset, plan, rank, 2).train_dataloader())) for rank in range(2)]
+    assert [len(rows) for rows in ranks] == [10, 10]
+    visits = [row for pair in zip(*ranks, strict=True) for row in pair]
+    chain = [visits[start : start + ROWS] for start in range(0, 20, ROWS)]
+    assert all(sorted(part) == list(range(ROWS)) for part in chain)  # each permutation, whole
+    assert len({tuple(part) for part in chain}) > 1
 
 
-def test_an_epoch_is_a_function_of_seed_and_number(info: DatasetInfo) -> None:
-    data = VolumeDataModule(info, PLAN)
-    running = [list(batches(data, number)) for number in range(3)]
-    assert all(map(same, running[2], epoch(info, 2)))
-    assert not same(running[0][0], running[1][0])
-    assert not same(running[0][0], epoch(info, plan=replace(PLAN, seed=1))[0])
-    assert running[0][0]["image"].shape == (PLAN.batch, 1, *PLAN.patch)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_all_ranks_together_see_what_one_does(dataset: DatasetInfo, ranks: int) -> None:
+    plan = replace(PLAN, batch=4, validate_every=5)  # an epoch ends within a group
+    for number in range(2):
+        alone = list(module(dataset, plan).epoch(number))
+        parts = [list(module(dataset, plan, rank, ranks).epoch(number)) for rank in range(ranks)]
+        for whole, *shares in zip(alone, *parts, strict=True):
+            for rank, share in enumerate(shares):
+                assert all(torch.equal(whole[name][rank::ranks], share[name]) for name in whole)
 
 
-def test_what_is_kept_in_memory_changes_nothing(info: DatasetInfo) -> None:
-    streamed, kept = VolumeDataModule(info, PLAN, memory=0), VolumeDataModule(info, PLAN)
+def test_a_batch_that_cannot_be_shared_is_refused(dataset: DatasetInfo) -> None:
+    with pytest.raises(DataError, match="a batch of 2 does not divide among 3 processes"):
+        module(dataset, PLAN, 0, 3).train_dataloader()
+
+
+def test_a_group_gives_patches_of_its_cases_in_turn(dataset: DatasetInfo) -> None:
+    batches = list(module(dataset, replace(STILL, patches=3, validate_every=6)).train_dataloader())
+    rows = [whose([batch]) for batch in batches]
+    assert rows[0] == rows[1] == rows[2] != rows[3] == rows[4] == rows[5]
+    assert not torch.equal(batches[0]["image"], batches[1]["image"])
+
+
+@pytest.mark.parametrize("memory", [0, 5000, 10_000, None])
+def test_what_is_kept_changes_nothing(dataset: DatasetInfo, memory: int | None) -> None:
+    data, other = module(dataset, PLAN, memory=memory), module(dataset, PLAN, memory=0)
     for number in range(3):
-        assert all(map(same, batches(streamed, number), batches(kept, number)))
+        assert same(list(data.epoch(number)), list(other.epoch(number)))
 
 
-def test_with_everything_in_memory_the_disk_is_left_alone(tmp_path: Path) -> None:
-    info = dataset(tmp_path)
-    volumes = Volumes(tmp_path / "train", 5, device=CPU, memory=2**20)
-    assert [sample.case for sample in volumes.visit([3, 0, 1, 2, 4, 0])] == ["c3", "c0", "c1", "c2", "c4", "c0"]
-    assert volumes.in_memory
-    for path in info.path.rglob("*.parquet"):
-        path.unlink()
-    assert [sample.case for sample in volumes.visit([4, 4])] == ["c4", "c4"]
+def test_once_all_is_kept_the_disk_is_left_alone(dataset: DatasetInfo) -> None:
+    data = module(dataset, PLAN)
+    list(data.epoch(0)), list(data.val_dataloader())
+    expected = list(module(dataset, PLAN).epoch(1))
+    for role in ("train", "validation"):
+        (dataset.path / role).rename(dataset.path / f"{role}.away")
+    assert same(list(data.epoch(1)), expected)
+    assert len(list(data.val_dataloader())) == 3
 
 
-def test_every_volume_comes_once_before_any_comes_again() -> None:
-    order = visits(3, 7, 0, 21)
-    assert all(sorted(order[start : start + 7]) == list(range(7)) for start in (0, 7, 14))
-    assert order[5:12] == visits(3, 7, 5, 7)
-    assert order[:7] != order[7:14]
+def test_each_case_is_given_once_by_file_name(dataset: DatasetInfo) -> None:
+    data = module(dataset, PLAN)
+    assert [sample.case for sample in data.samples("validation")] == ["case10", "case11", "case12"]
+    assert list(data.samples("holdout")) == []
 
 
-def test_a_lost_volume_does_not_pass_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = dataset(tmp_path)
-    with pytest.raises(DataError, match="5 volumes were read, 6 were expected"):
-        epoch(replace(info, rows={"train": 6}))
-    read = __import__("datamodules.datamodule", fromlist=["samples"]).samples
-    monkeypatch.setattr("datamodules.datamodule.samples", lambda folder, order: list(read(folder, order))[:-1].__iter__())
-    with pytest.raises(DataError, match="5 volumes were read, 6 were expected"):
-        epoch(info)
+def test_no_more_is_kept_than_there_is_room_for() -> None:
+    room = case(0).nbytes * 2 + 100
+    cache = Cache(CPU, room)
+    for row in range(5):
+        assert cache.take("train", row, case(row)).case == f"case{row}"
+    assert [cache.get("train", row) is not None for row in range(5)] == [True, True, False, False, False]
 
 
-def test_processes_that_cannot_share_a_batch_are_told(info: DatasetInfo) -> None:
-    with pytest.raises(DataError, match="3 processes cannot share 2 patches"):
-        epoch(info, ranks=3)
+def test_epoch_three_is_the_same_in_a_fresh_module(dataset: DatasetInfo) -> None:
+    running = module(dataset, PLAN)
+    told = [list(running.epoch(number)) for number in range(4)]
+    assert same(told[3], list(module(dataset, PLAN).epoch(3)))
 
 
-def test_no_training_case_is_said(info: DatasetInfo) -> None:
+class Listener(pl.LightningModule):
+    """Keeps what it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.heard, self.validated = torch.nn.Linear(1, 1), list[Batch](), list[bool]()
+
+    def training_step(self, batch: Batch, _: int) -> torch.Tensor:
+        self.heard.append(batch)
+        return self.net(batch["image"].mean()[None]).sum()
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        self.validated += batch["counted"].tolist()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 1e-6)
+
+
+def trainer(folder: Path, epochs: int) -> pl.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return pl.Trainer(accelerator="cpu", max_epochs=epochs, num_sanity_val_steps=0, default_root_dir=folder, **quiet)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice
+def test_lightning_resumes_at_the_epochs_boundary(dataset: DatasetInfo, tmp_path: Path) -> None:
+    whole, first, second = Listener(), Listener(), Listener()
+    trainer(tmp_path, 3).fit(whole, VolumeDataModule(dataset, PLAN))
+    assert len(whole.heard) == 3 * PLAN.validate_every and whole.validated == [True] * 9
+    stopped = trainer(tmp_path, 2)
+    stopped.fit(first, VolumeDataModule(dataset, PLAN))
+    stopped.save_checkpoint(tmp_path / "last.ckpt")
+    trainer(tmp_path, 3).fit(second, VolumeDataModule(dataset, PLAN), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert same(first.heard + second.heard, whole.heard)
+    assert not same(first.heard[:5], first.heard[5:])
+
+
+@pytest.mark.parametrize(("ranks", "padded"), [(1, []), (2, [False, True]), (4, [False, False, False, True])])
+def test_every_rank_validates_as_many_cases(dataset: DatasetInfo, ranks: int, padded: list[bool]) -> None:
+    parts = [list(module(dataset, PLAN, rank, ranks).val_dataloader()) for rank in range(ranks)]
+    assert len({len(part) for part in parts}) == 1
+    counted = [(row, bool(batch["counted"])) for part in parts for batch in part for row in whose([batch])]
+    assert sorted(row for row, real in counted if real) == [10, 11, 12]
+    assert len(counted) - 3 == sum(padded)
+    assert whose(parts[0])[0] == 10  # by file name
+    batch = parts[0][0]
+    assert batch["image"].shape == (1, 1, 12, 14, 10) and batch["mask"].shape == (1, 12, 14, 10)
+    assert torch.equal(batch["image"][0], case(10).normalised()) and torch.equal(batch["mask"][0], case(10).mask)
+
+
+def test_no_validation_case_is_no_batch(dataset: DatasetInfo) -> None:
+    none = replace(dataset, rows={"train": ROWS})
+    assert list(module(none, PLAN).val_dataloader()) == []
     with pytest.raises(DataError, match="no labelled training case"):
-        VolumeDataModule(replace(info, rows={"validation": 1}), PLAN).train_dataloader()
+        module(replace(dataset, rows={"validation": 3}), PLAN).train_dataloader()
 
 
-def test_validation_is_shared_and_a_repeat_is_not_counted(info: DatasetInfo) -> None:
-    parts = []
-    for rank in range(2):
-        data = VolumeDataModule(info, PLAN)
-        trainer = SimpleNamespace(global_rank=rank, world_size=2, strategy=SimpleNamespace(root_device=CPU))
-        data.trainer = trainer  # type: ignore[assignment]
-        parts.append(list(data.val_dataloader()))
-    assert [[bool(batch["counted"]) for batch in part] for part in parts] == [[True, True], [True, False]]
-    assert parts[0][0]["image"].shape == (1, 1, 10, 20, 22)
-    assert torch.equal(parts[0][0]["image"][0], case(0).normalised())
+def test_what_a_label_does_not_say_is_carried(dataset: DatasetInfo) -> None:
+    batches = list(module(dataset, replace(STILL, validate_every=5)).train_dataloader())
+    rows = whose(batches)
+    told = [(a.tolist(), p.tolist()) for batch in batches for a, p in zip(batch["annotated"], batch["present"], strict=True)]
+    assert all(annotated == [True, row != 1] for row, (annotated, _) in zip(rows, told, strict=True))
+    assert all(present == [row % 2 == 0, row % 2 == 1] for row, (_, present) in zip(rows, told, strict=True))
 
 
-def test_most_patches_lie_around_a_structure() -> None:
-    plan = replace(PLAN, augment=False, patch=(4, 6, 6))
-    holds = [bool(cut(case(0), plan, (0, visit, 0)).mask.any()) for visit in range(100)]
-    assert np.mean(holds) > 0.6
+def test_a_case_that_is_gone_or_damaged_is_said(dataset: DatasetInfo) -> None:
+    last = dataset.path / "train" / "04.parquet"
+    last.write_bytes(last.read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"train: cannot be read: .*remove the dataset's folder"):
+        list(module(dataset, PLAN).train_dataloader())
+    last.unlink()
+    with pytest.raises(DataError, match=r"train: cannot be read: .*remove the dataset's folder"):
+        list(module(dataset, PLAN).train_dataloader())
 
 
-def test_without_augmentation_a_patch_is_the_image(info: DatasetInfo) -> None:
-    plan, whole = replace(PLAN, augment=False), case(1)
-    box = cut(whole, plan, (0, 1, 0))
-    assert box_size(plan) == plan.patch
-    windows = whole.normalised()[0].unfold(0, 8, 1).unfold(1, 16, 1).unfold(2, 16, 1).reshape(-1, 8, 16, 16)
-    assert (windows == box.image[0]).flatten(1).all(1).any()
+def test_a_reader_that_ends_early_does_not_pass_unseen(dataset: DatasetInfo) -> None:
+    folder = dataset.path / "train"
+
+    def short(order: Sequence[int]) -> Iterator[Sample]:
+        return islice(samples(folder, order), len(order) - 1)
+
+    def long(order: Sequence[int]) -> Iterator[Sample]:
+        return samples(folder, [*order, 0])
+
+    def given(read: object) -> Iterator[tuple[int, Sample]]:
+        return Volumes(read, ROWS, Cache(CPU, 0), role="train", about="the folder").shuffled(0, range(7))  # type: ignore[arg-type]
+
+    with pytest.raises(DataError, match="the folder: 4 cases were read, 5 were asked for"):
+        list(given(short))
+    found = given(long)
+    assert [visit for visit, _ in islice(found, 4)] == [0, 1, 2, 3]
+    with pytest.raises(DataError, match="more than the 5 cases"):  # before the last is given, which nobody may ask beyond
+        next(found)
+    assert len(list(given(partial(samples, folder)))) == 7
 
 
-def test_a_turn_moves_image_and_mask_together() -> None:
-    whole = case(0, (16, 40, 40))
-    bright = replace(whole, image=whole.mask[None].to(torch.int16) * 40, intensity=torch.tensor([[1.0, 0.0, 99.0, 0.0, 1.0]]))
-    from datamodules.augment import augment
-
-    plan = replace(PLAN, patch=(8, 24, 24))
-    for visit in range(12):
-        box = cut(bright, plan, (0, visit, 0))
-        assert box.draw is not None
-        calm = replace(box.draw, contrast=1, brightness=0, gamma=1, noise=0, coarse=1)
-        image, mask = augment(box.image[None], box.mask[None], [calm], plan.patch)
-        assert image.shape[2:] == mask.shape[1:] == plan.patch
-        assert bool(((image[0, 0] > 45).float() * (mask[0] != 2)).mean() < 0.01)
-
-
-def test_small_and_flat_volumes_are_padded() -> None:
-    low = torch.tensor((0.0 - 50) / 30)
-    box = cut(case(0, (4, 10, 10)), replace(PLAN, augment=False), (0, 0, 0))
-    assert torch.equal(box.image[0, 0], low.expand(16, 16))
-    flat = cut(case(0, (1, 20, 22)), replace(PLAN, patch=(1, 16, 16)), (0, 0, 0))
-    assert flat.image.shape[1] == 1
+def test_an_iterator_that_is_left_leaves_no_thread(dataset: DatasetInfo) -> None:
+    before = threading.active_count()
+    for taken in (0, 1, 3):
+        batches = iter(module(dataset, replace(PLAN, validate_every=50)).train_dataloader())
+        assert len(list(islice(batches, taken))) == taken
+        assert threading.active_count() >= before + (taken > 0)
+        del batches
+        assert threading.active_count() == before
+    first = iter(module(dataset, PLAN).train_dataloader())
+    next(first)
+    list(module(dataset, PLAN).train_dataloader())  # beside one that stands still
+    first.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
