@@ -36,9 +36,9 @@ class Vista3DModule(SegmentationModule):
 
 
 def prompted_loss(net: Vista3D, batch: dict[str, torch.Tensor], key: tuple[int, ...]) -> torch.Tensor:
-    """Dice and cross-entropy of each prompt's own mask: by class, by clicks, and by these and one more in the error of the
-    first answer; the encoder runs once for all. ``batch`` is VolumeDataModule's. The prompts follow from ``key`` and a
-    patch's place in the step, whichever process computes it. A structure that is not annotated is never asked for.
+    """Dice and cross-entropy of each prompt's own mask: by class, by clicks, and by these and one more in the first answer's
+    error; the encoder runs once for all. ``batch`` is VolumeDataModule's. The prompts follow from ``key`` and a patch's place
+    in the step, whichever process computes it. A structure that is not annotated is never asked for.
     """
     features = net.encode(batch["image"])
     loss = _touched(net)
@@ -67,8 +67,7 @@ def _one(features: Features, number: int) -> Features:
 
 
 def _touched(net: nn.Module) -> torch.Tensor:
-    """Zero, with a gradient of zero for every parameter that learns: processes agree on which have one whatever each
-    prompts."""
+    """Zero, with a gradient of zero for every parameter that learns: processes agree on who has one, whatever each prompts."""
     return 0.0 * torch.stack([parameter.sum() for parameter in net.parameters() if parameter.requires_grad]).sum()
 
 
