@@ -11,7 +11,7 @@ from training.errors import TrainingError
 if TYPE_CHECKING:
     from training.launch import DDPLauncher, FakeLauncher, Launcher, LocalLauncher, SparkLauncher, TrainJob
     from training.metrics import dice_by_structure, mean_dice
-    from training.predictor import NetPredictor, Prediction, Predictor, Prompts, ThresholdPredictor
+    from training.predictor import NetPredictor, Point, Prediction, Predictor, Prompts, ThresholdPredictor
     from training.run import LoadedRun, load_run
     from training.training_set import TrainingSet
 
@@ -22,6 +22,7 @@ __all__ = [
     "LoadedRun",
     "LocalLauncher",
     "NetPredictor",
+    "Point",
     "Prediction",
     "Predictor",
     "Prompts",
@@ -38,7 +39,7 @@ __all__ = [
 _MODULES = {
     "training.launch": ("DDPLauncher", "FakeLauncher", "Launcher", "LocalLauncher", "SparkLauncher", "TrainJob"),
     "training.metrics": ("dice_by_structure", "mean_dice"),
-    "training.predictor": ("NetPredictor", "Prediction", "Predictor", "Prompts", "ThresholdPredictor"),
+    "training.predictor": ("NetPredictor", "Point", "Prediction", "Predictor", "Prompts", "ThresholdPredictor"),
     "training.run": ("LoadedRun", "load_run"),
     "training.training_set": ("TrainingSet",),
 }

@@ -1,7 +1,7 @@
 """Fetching one large file over HTTP so that it is either there, whole and as pinned, or not there.
 
-What an interrupted download left beside the target, NAME.part, is gone on with (RFC 9110 §14) where the server still has
-the same file: by its ETag or Last-Modified (If-Range), or because the result's sha256 is known and will tell.
+What an interrupted download left beside the target, NAME.part, is gone on with (RFC 9110 §14) where the server still has the
+same file: by its ETag or Last-Modified (If-Range), or because the result's sha256 is known and will tell.
 """
 
 import hashlib

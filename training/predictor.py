@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import highdicom as hd
 import numpy as np
@@ -11,14 +11,24 @@ from torch import nn
 from torch.nn import functional
 
 from datamodules.plan import Plan
-from datamodules.prepare import prepare, restore
+from datamodules.prepare import Prepared, prepare, restore
 from training.errors import TrainingError
 from training.network import autocast, device, logits
 from training.windows import windows
 
-__all__ = ["NetPredictor", "Prediction", "Predictor", "Prompts", "ThresholdPredictor"]
+__all__ = ["NetPredictor", "Point", "Prediction", "Predictor", "Prompts", "ThresholdPredictor", "asked_classes"]
 
 NEIGHBOURHOOD = 2  # voxels of the plan's grid around the predicted foreground that the entropy is averaged over
+
+
+class Point(NamedTuple):
+    """A click at (x, y, z) in LPS mm, inside ``structure`` (``positive``) or outside it."""
+
+    x: float
+    y: float
+    z: float
+    structure: str
+    positive: bool = True
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class Prompts:
     """What is asked for: ``classes`` are names of structures (none: all), ``points`` are for models that take clicks."""
 
     classes: tuple[str, ...] = ()
-    points: tuple[tuple[float, float, float, str], ...] = ()
+    points: tuple[Point, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,13 +83,14 @@ class NetPredictor:
 
     def predict(self, image: hd.Volume | Sequence[hd.Volume], prompts: Prompts, *, uncertainty: bool = False) -> Prediction:
         """Segment ``image``, a volume or one a channel on one grid; see Prediction."""
-        asked = _asked(prompts, self.plan.structures)
+        asked = self._asked(prompts)
         prepared = prepare(image, self.plan, device=self._device)
         several = len(self._nets) * max(1, self._passes) > 1
         with torch.inference_mode(), torch.random.fork_rng(), autocast(self.plan, self._device):
             torch.manual_seed(self.plan.seed)
             said = self._windows(prepared.image[None], self._together if several else self._one)[0].float()
             p, members = (said[:-1], said[-1]) if several else (said.softmax(0), None)
+            p = self._refined(p, prepared, prompts)
             entropy = (-p * p.clamp_min(1e-12).log()).sum(0).clamp_min(0)
             classes = p.argmax(0).to(torch.uint8)
             near = _near(classes > 0)
@@ -90,6 +101,14 @@ class NetPredictor:
         volumes = _volumes(mask, {name: value for name, value in self._pairs() if name in asked})
         disagreement = None if members is None else float((entropy - members).clamp_min(0)[near].mean())
         return Prediction(mask, float(entropy[near].mean()), unsure, volumes, disagreement)
+
+    def _asked(self, prompts: Prompts) -> tuple[str, ...]:
+        """The structures that are asked for; TrainingError for a prompt that cannot be met."""
+        return _asked(prompts, self.plan.structures)
+
+    def _refined(self, p: torch.Tensor, prepared: Prepared, prompts: Prompts) -> torch.Tensor:
+        """(K, D, H, W) probabilities, as a model that takes clicks would change them."""
+        return p
 
     def _one(self, window: torch.Tensor) -> torch.Tensor:
         return logits(self._nets[0], window, self.plan)
@@ -133,6 +152,11 @@ class ThresholdPredictor:
 def _asked(prompts: Prompts, structures: Sequence[str]) -> tuple[str, ...]:
     if prompts.points:
         raise TrainingError("this model takes no points", remedy="leave prompts.points out")
+    return asked_classes(prompts, structures)
+
+
+def asked_classes(prompts: Prompts, structures: Sequence[str]) -> tuple[str, ...]:
+    """The names that ``prompts`` ask for, all where it names none; TrainingError for one that is none of ``structures``."""
     unknown = [name for name in prompts.classes if name not in structures]
     if unknown:
         raise TrainingError(f"no class {', '.join(unknown)}", remedy=f"this model knows {', '.join(structures)}")

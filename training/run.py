@@ -55,6 +55,10 @@ class LoadedRun:
         if self.plan.task == "classification":
             remedy = "use training.classification.ClassificationPredictor"
             raise TrainingError("classifies, and segments nothing", about=f"run {self.run_id}", remedy=remedy)
+        if self.plan.task == "vista3d":
+            from training.vista_predictor import Vista3DPredictor
+
+            return Vista3DPredictor(self.nets, self.plan)
         return NetPredictor(self.nets, self.plan)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from datamodules.plan import Plan
+from datamodules.plan import LARGEST_PATCH, Plan
 from training.errors import TrainingError
 from training.network import device, network, precision
 from training.topology import classes, divisor
@@ -32,6 +32,8 @@ ON_A_GPU: dict[str, Any] = {
     "steps": 5000,
     "validate_every": 250,
 }
+VISTA3D: dict[str, Any] = {"network": "VISTA3D", "network_args": {}, "learning_rate": 1e-4}  # the rate is the bundle's
+VISTA3D_SIDE = 16, 32, 128  # of a patch: a multiple of, at least, and what the published weights were trained on
 
 
 def device_memory() -> int:
@@ -45,8 +47,12 @@ def suited(plan: Plan, on: torch.device, given: Collection[str] = ()) -> Plan:
     """``plan`` with a network for the device, and the fields that go with it, unless ``network`` is among the ``given`` ones.
 
     A segmentation takes DynUNet with deep supervision on a GPU and the plan's small network on a CPU; a classification takes
-    DenseNet121, or ResNet-10 where an image has fewer than the 32 voxels that DenseNet halves away.
+    DenseNet121, or ResNet-10 where an image has fewer than the 32 voxels that DenseNet halves away. VISTA3D takes its own
+    arguments, patch and learning rate unless those are given.
     """
+    if plan.task == "vista3d":
+        own = {**VISTA3D, "patch": _vista3d_patch(plan, on)}
+        return replace(plan, **{name: value for name, value in own.items() if name not in given or name == "network"})
     if {"network", "network_args"} & set(given):
         return plan
     if plan.task == "classification":
@@ -55,6 +61,13 @@ def suited(plan: Plan, on: torch.device, given: Collection[str] = ()) -> Plan:
     if plan.task == "segmentation" and on.type == "cuda":
         return replace(plan, **{name: value for name, value in ON_A_GPU.items() if name not in given})
     return plan
+
+
+def _vista3d_patch(plan: Plan, on: torch.device) -> tuple[int, ...]:
+    """The plan's patch as VISTA3D takes it; a GPU takes the published one of a volume that has more than the largest."""
+    by, least, published = VISTA3D_SIDE
+    full = published if on.type == "cuda" else LARGEST_PATCH
+    return tuple(full if side >= LARGEST_PATCH else max(least, -(-side // by) * by) for side in plan.patch)
 
 
 def sized(plan: Plan, memory: int, *, on: torch.device | None = None, given: Collection[str] = ()) -> Plan:

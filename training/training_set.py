@@ -157,7 +157,7 @@ class TrainingSet:
                 raise TrainingError(
                     "was fixed when the dataset was prepared", about=f"plan: {', '.join(changed)}", remedy=remedy
                 )
-            return plan
+            return suited(plan, device(), given) if plan.task == "vista3d" != self.planned.task else plan
         assert fingerprint is not None
         plan = suited(Plan.make(given, self.label_set, fingerprint), device(), given)
         return sized(plan, device_memory() // 2, given=given)

@@ -1,14 +1,14 @@
 """Fine-tuning VISTA3D: each structure learns to be found by its class and to be drawn from a reader's clicks."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from monai.losses.dice import DiceCELoss
-from torch import nn
+from torch import distributed, nn
 
 from datamodules.plan import Plan
-from training.module import SegmentationModule
+from training.loss import processes
+from training.module import Batch, SegmentationModule
 from training.vista_net import Features, Vista3D
 from training.vista_prompts import Prompting, drawn, prompting, with_next
 from training.vista_weights import load_weights
@@ -24,21 +24,24 @@ class Vista3DModule(SegmentationModule):
     net: Vista3D
 
     def __init__(self, plan: Plan, *, weights: Path | None = None) -> None:
-        super().__init__(plan)
+        super().__init__(plan, Vista3D)
         if weights:
             load_weights(self.net, weights, sha256=plan.network_args.get("weights_sha256", ""))
 
-    def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
-        """One batch's loss."""
-        loss = prompted_loss(self.net, batch, (self.plan.seed, self.global_step))
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["mask"]), sync_dist=True)
-        return loss
+    def setup(self, stage: str) -> None:
+        """Compile the encoder on a GPU, in place; the heads see another number of prompts at each step."""
+        if stage == "fit" and self.trainer.strategy.root_device.type == "cuda":
+            self.net.image_encoder.compile()
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """One batch's loss; see ``prompted_loss``."""
+        return prompted_loss(self.net, batch, (self.plan.seed, self.global_step))
 
 
-def prompted_loss(net: Vista3D, batch: dict[str, torch.Tensor], key: tuple[int, ...]) -> torch.Tensor:
-    """Dice and cross-entropy of each prompt's own mask: by class, by clicks, and by these and one more in the error of the
-    first answer; the encoder runs once for all. ``batch`` is VolumeDataModule's. The prompts follow from ``key`` and a
-    patch's place in the step, whichever process computes it. A structure that is not annotated is never asked for.
+def prompted_loss(net: Vista3D, batch: Batch, key: tuple[int, ...]) -> torch.Tensor:
+    """Dice and cross-entropy of each prompt's own mask: by class, by clicks, and by these and one more in the first answer's
+    error; the encoder runs once for all. ``batch`` is VolumeDataModule's. The prompts follow from ``key`` and a patch's place
+    in the step, whichever process computes it. A structure that is not annotated is never asked for.
     """
     features = net.encode(batch["image"])
     loss = _touched(net)
@@ -67,13 +70,10 @@ def _one(features: Features, number: int) -> Features:
 
 
 def _touched(net: nn.Module) -> torch.Tensor:
-    """Zero, with a gradient of zero for every parameter that learns: processes agree on which have one whatever each
-    prompts."""
+    """Zero, with a gradient of zero for every parameter that learns: processes agree on who has one, whatever each prompts."""
     return 0.0 * torch.stack([parameter.sum() for parameter in net.parameters() if parameter.requires_grad]).sum()
 
 
-def _places(count: int) -> Iterator[int]:
+def _places(count: int) -> range:
     """Where in the step's patches those of this process lie: every R-th of R processes (see VolumeDataModule)."""
-    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
-    rank, size = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if shared else (0, 1)
-    return iter(range(rank, count * size, size))
+    return range(distributed.get_rank() if processes() > 1 else 0, count * processes(), processes())

@@ -37,9 +37,8 @@ class Features:
 class Vista3D(nn.Module):
     """MONAI's ``vista3d132`` with its parameters under the published names, seen as one more network of ours.
 
-    Called with (B, C, D, H, W) prepared images it prompts by every structure's class and answers (B, 1 + S, D, H, W)
-    logits; the background's are 0, so that argmax gives a structure only where its probability exceeds 0.5, and that of the
-    largest.
+    Called with (B, C, D, H, W) prepared images it prompts by every structure's class and answers (B, 1 + S, D, H, W) logits;
+    the background's are 0, so that argmax gives a structure only where its probability exceeds 0.5, and that of the largest.
 
     The weights were trained on arrays whose axes run to the right, front and head, CT between two fixed Hounsfield values as
     0…1; an image of the plan (head, posterior, left; normalised) is brought to that and the logits back.

@@ -1,9 +1,8 @@
-"""Prompts as a reader would give them, drawn from a label: which structures are asked for, where is clicked, and clicked next.
+"""Prompts as a reader would give them, drawn from a label: what is asked for, where is clicked, and where next.
 
-Pairs of structure and clicks are MONAI's ``sample_prompt_pairs``; the clicks are ours, because a reader corrects at a
-border and because its draws follow no seed that could be resumed from. Next clicks lie in the error of a first answer (He
-et al., CVPR 2025, take the largest connected part of the error; here a voxel of the eroded error, which needs no way over
-the CPU).
+Structures are drawn by MONAI's ``sample_prompt_pairs``; its clicks lie anywhere, ours also at a structure's border, where a
+reader corrects. Next clicks lie in the error of a first answer (He et al., CVPR 2025, take the largest connected part of the
+error; here a voxel of the eroded error, which needs no way over the CPU).
 """
 
 import random
@@ -26,8 +25,7 @@ BORDER = 4  # voxels around a structure in which half of the clicks outside it l
 
 @dataclass(frozen=True)
 class Clicks:
-    """``points`` (n, N, 3) voxels (z, y, x); ``inside`` (n, N): 1 in the structure, 0 outside, NOT_A_POINT where there is
-    none."""
+    """``points`` (n, N, 3) voxels (z, y, x); ``inside`` (n, N): 1 in the structure, 0 outside, NOT_A_POINT for none."""
 
     points: torch.Tensor
     inside: torch.Tensor
@@ -80,8 +78,7 @@ def prompting(mask: torch.Tensor, annotated: torch.Tensor) -> Prompting | None:
 
 
 def with_next(clicks: Clicks, logits: torch.Tensor, truth: torch.Tensor) -> Clicks:
-    """``clicks`` and one more for each object, in the larger of its errors (missed or too much) and away from that error's
-    border.
+    """``clicks`` and one more for each object, in the larger of its errors (missed or too much), not at the error's border.
 
     ``logits`` and ``truth`` are (n, 1, D, H, W); an object without an error gets NOT_A_POINT.
     """

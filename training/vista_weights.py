@@ -1,5 +1,4 @@
-"""The published weights of VISTA3D: their licence, where they are, how they are fetched, and how a training starts from
-them."""
+"""The published weights of VISTA3D: their licence, where they are, and how a training starts from them."""
 
 import json
 from collections.abc import Mapping
