@@ -19,7 +19,7 @@ from training.topology import classes, divisor
 __all__ = ["device_memory", "sized", "step_bytes", "suited"]
 
 BATCH, BATCHES = 2, (4, 8)  # the least; and what a GPU takes where it fits: powers of two are shared by as many processes
-LEAST, FINEST = 16, 8  # voxels: no side shrinks below, nor by less
+FINEST = 8  # voxels: no side shrinks by less
 STATE = 4  # copies of the weights in float32: themselves, their gradient, AdamW's two moments
 LOSS = 28  # bytes a score that Dice and cross-entropy hold: copies in float32, and gradients on the way back
 PASSING = 3  # times the largest saved tensor: gradients on their way back
@@ -144,9 +144,10 @@ def _rounded(plan: Plan) -> Plan:
 
 
 def _smaller(plan: Plan, needed: int, memory: int) -> Plan:
-    """The longest side that can be is shorter by one multiple."""
+    """The longest side that has three multiples of what the network asks for gives up one: a norm needs some voxels at the
+    bottom of the network."""
     by = [max(part, FINEST) for part in divisor(plan)]
-    able = [axis for axis in range(3) if plan.patch[axis] - by[axis] >= LEAST]
+    able = [axis for axis in range(3) if plan.patch[axis] >= 3 * by[axis]]
     if not able:
         said = f"a step of {plan.network} needs {needed / 2**30:.1f} GiB, and there are {memory / 2**30:.1f}"
         raise TrainingError(said, about="plan", remedy="take a smaller network")
