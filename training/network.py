@@ -115,7 +115,7 @@ def _kind(name: str) -> Any:
 def _own_name(kind: Any, name: str) -> str:
     """What ``kind`` calls one of our arguments."""
     asked = monai.networks.nets.ResNet if inspect.isfunction(kind) and kind.__name__.startswith("resnet") else kind
-    known = inspect.signature(asked).parameters
+    known = {name for base in getattr(asked, "__mro__", ())[:-1] for name in inspect.signature(base).parameters}
     return next((same for same in SAME.get(name, ()) if same in known), name)
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -19,6 +19,7 @@ from training.topology import classes, divisor
 __all__ = ["device_memory", "sized", "step_bytes", "suited"]
 
 BATCH, BATCHES = 2, (4, 8)  # the least; and what a GPU takes where it fits: powers of two are shared by as many processes
+FINEST = 8  # voxels: no side shrinks by less
 STATE = 4  # copies of the weights in float32: themselves, their gradient, AdamW's two moments
 LOSS = 28  # bytes a score that Dice and cross-entropy hold: copies in float32, and gradients on the way back
 PASSING = 3  # times the largest saved tensor: gradients on their way back
@@ -84,24 +85,39 @@ def sized(plan: Plan, memory: int, *, on: torch.device | None = None, given: Col
         plan = _rounded(plan)
     if "batch" not in given:
         plan = replace(plan, batch=BATCH)
-    while "patch" not in given and (needed := step_bytes(plan, where)) > memory:
-        plan = _smaller(plan, needed, memory)
-    if "batch" not in given and where.type == "cuda":
-        larger = (replace(plan, batch=batch) for batch in reversed(BATCHES))
-        plan = next((bigger for bigger in larger if step_bytes(bigger, where) <= memory), plan)
-    return plan
+    need = _need(plan, where)
+    while "patch" not in given and need.bytes(plan.batch) > memory:
+        plan = _smaller(plan, need.bytes(plan.batch), memory)
+        need = _need(plan, where)
+    fitting = [batch for batch in BATCHES if need.bytes(batch) <= memory]
+    return replace(plan, batch=fitting[-1]) if fitting and "batch" not in given and where.type == "cuda" else plan
 
 
 def step_bytes(plan: Plan, on: torch.device) -> int:
     """About how many bytes of the device a training step holds at its peak: weights and their state, and for each patch of
     the batch what the network saves for its way back, counted on shapes alone. TrainingError where the network cannot run.
     """
+    return _need(plan, on).bytes(plan.batch)
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Bytes of the weights and their state, and of a patch."""
+
+    weights: int
+    patch: int
+
+    def bytes(self, batch: int) -> int:
+        return int(MARGIN * (self.weights + batch * self.patch))
+
+
+def _need(plan: Plan, on: torch.device) -> _Need:
     with torch.random.fork_rng(devices=[]):
         net = network(plan)
     saved, largest, heads = _saved(net, plan, precision(plan, on) == "bf16-mixed")
     weights = sum(parameter.numel() for parameter in net.parameters()) * 4
     scores = 0 if plan.task == "classification" else heads * classes(plan) * math.prod(plan.patch)
-    return int(MARGIN * (STATE * weights + plan.batch * (saved + PASSING * largest + LOSS * scores)))
+    return _Need(STATE * weights, saved + PASSING * largest + LOSS * scores)
 
 
 def _saved(net: nn.Module, plan: Plan, bf16: bool) -> tuple[int, int, int]:
@@ -141,9 +157,10 @@ def _rounded(plan: Plan) -> Plan:
 
 
 def _smaller(plan: Plan, needed: int, memory: int) -> Plan:
-    """The longest side that can be is shorter by one multiple."""
-    by = [max(part, 8) if side > 1 else side for part, side in zip(divisor(plan), plan.patch, strict=True)]
-    able = [axis for axis in range(3) if plan.patch[axis] > by[axis]]
+    """The longest side that has three multiples of what the network asks for gives up one: a norm needs some voxels at the
+    bottom of the network."""
+    by = [max(part, FINEST) for part in divisor(plan)]
+    able = [axis for axis in range(3) if plan.patch[axis] >= 3 * by[axis]]
     if not able:
         said = f"a step of {plan.network} needs {needed / 2**30:.1f} GiB, and there are {memory / 2**30:.1f}"
         raise TrainingError(said, about="plan", remedy="take a smaller network")

@@ -1,5 +1,7 @@
 """Patch and batch follow from memory."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -54,9 +56,12 @@ def test_too_little_memory_is_refused() -> None:
         sized(plan(), MIB, on=GPU)
 
 
-def test_a_network_that_cannot_run_on_its_patch_is_refused() -> None:
-    with pytest.raises(TrainingError, match="cannot take a patch"):
-        step_bytes(plan("torch.nn:Flatten", network_args={}), CPU)
+def test_a_network_that_cannot_run_on_its_patch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from torch import nn\nclass Wide(nn.Conv3d):\n    def __init__(self, spatial_dims, in_channels, out_channels):"
+    (tmp_path / "wide_network.py").write_text(f"{code}\n        super().__init__(in_channels, out_channels, 99)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(TrainingError, match=r"cannot take a patch of \(64, 96, 64\)"):
+        step_bytes(plan("wide_network:Wide"), CPU)
 
 
 def test_the_count_is_near_what_a_step_really_saves() -> None:
