@@ -16,7 +16,7 @@ from datamodules.patches import cut, draw
 from datamodules.plan import Plan
 from datamodules.prefetch import Batch, ahead
 from datamodules.sample import Sample
-from datamodules.volumes import Cache, Volumes
+from datamodules.cache import Cache, Volumes
 
 __all__ = ["Batches", "VolumeDataModule"]
 

@@ -1,8 +1,9 @@
 """Labelled cases → a Petastorm dataset of prepared volumes, by a Spark job.
 
-Under a root lie ``volumes/``, a file a prepared case, named by the digest of all that went into it, and a folder a dataset,
-named by the digest of its cases and their roles: hard links to those files (copies where the disk has no links), so that it can
-be carried elsewhere as it is. An unchanged case is never prepared twice; a new label prepares one case.
+Under a root lie ``volumes/``, a file a prepared case (``datamodules.volumes``), and a folder a dataset, named by the digest of
+its cases and their roles: hard links to those files (copies where the disk has no links), so that it can be carried elsewhere
+as it is. An unchanged case is never prepared twice; a new label prepares one case. Builds may run side by side: files and
+folders take their names when they are whole, and equal names are equal content.
 """
 
 import errno
@@ -13,36 +14,33 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
-from catalog.disk import FULL, remove_leftovers
+from catalog.disk import FULL, TEMPORARY, remove_leftovers, sync_folder
 from catalog.errors import VoxloopError
 from catalog.labelset import LabelSet
 from catalog.progress import Progress
-from datamodules.cases import LabelledCase, case_image, case_mask, drawn_states
+from datamodules.cases import LabelledCase
 from datamodules.errors import DataError
 from datamodules.plan import Plan
+from datamodules.volumes import LAYOUT, PreparedVolume, prepared_volumes
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from catalog.archive import Archive
-    from catalog.labels import LabelRevision
-    from datamodules.sample import Sample
 
 __all__ = ["DatasetInfo", "build"]
 
-LAYOUT = 2  # raised when prepare() or the files change, so that older volumes are prepared anew
 MARKER = "dataset.json"
 VOLUMES = "volumes"
 ROLES = ("train", "validation", "holdout")
-CENTRES = 2000
-"""Voxels of each structure that are noted, for patches to lie around."""
+AGAIN = "make room, then train again: it goes on where it stopped"
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,11 @@ class DatasetInfo:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The dataset at ``path``; DataError where there is none, or one that was not finished."""
+        """The dataset at ``path``; DataError where there is none, one that was not finished, or another version's."""
         try:
             told = json.loads((path / MARKER).read_text())
+            if told["layout"] != LAYOUT:
+                raise ValueError("of another layout")
             left_out = tuple((case, reason) for case, reason in told["left_out"])
             plan, label_set = Plan.from_dict(told["plan"]), LabelSet.from_dict(told["label_set"])
             return cls(path, told["rows"], told["digest"], left_out, plan, label_set)
@@ -71,8 +71,10 @@ class DatasetInfo:
             raise DataError("no complete dataset", about=str(path), remedy="train again; it is built first") from None
 
     def write(self, folder: Path, cases: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
-        """Write its marker into ``folder``: with it a dataset is complete. ``cases`` are listed by role."""
+        """Write its marker into ``folder``: with it a dataset is complete. ``cases`` are listed by role, in the
+        order of their files."""
         told = {
+            "layout": LAYOUT,
             "rows": dict(self.rows),
             "digest": self.digest,
             "left_out": [list(case) for case in self.left_out],
@@ -84,20 +86,6 @@ class DatasetInfo:
             json.dump(told, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What a Spark worker needs for one case; without ``home`` the images are NIfTI files."""
-
-    home: Path | None
-    index_url: str | None
-    case: LabelledCase
-    revision: "LabelRevision | None"
-    label_set: LabelSet
-    plan: Plan
-    digest: str
-    target: Path
 
 
 def build(
@@ -113,178 +101,127 @@ def build(
     """The dataset of ``cases``, prepared by ``plan``, under ``root``; ``archive`` is None where they are NIfTI files.
 
     Only cases that were never prepared so are. A case whose image or label cannot be read is left out and named, and tried
-    again by the next build; DataError when no case is left, or the disk is full (what was prepared stays).
+    again by the next build; DataError when no case is left, a label revision is not there, or the disk is full (what was
+    prepared stays).
     """
-    repeated = [case for case, number in Counter(case.case for case in cases).items() if number > 1]
-    if repeated:
-        raise DataError("is listed twice", about=f"case {repeated[0]}")
-    if not cases:
-        raise DataError("no labelled case", about=str(root), remedy="label a case, then train")
+    _refuse_unfit(cases, root)
     remove_leftovers(root / VOLUMES)
-    tasks = _tasks(archive, cases, plan, label_set, root / VOLUMES)
-    todo = [task for task in tasks if not task.target.exists()]
-    left_out = []
-    for done, (case, problem) in enumerate(_prepared(spark, todo), len(tasks) - len(todo) + 1):
-        if problem == FULL:
-            raise DataError(problem, about=str(root), remedy="make room, then train again: it goes on where it stopped")
-        if problem:
-            left_out.append((case, problem))
+    volumes = sorted(prepared_volumes(archive, cases, plan, label_set, root / VOLUMES), key=_file)
+    todo = [volume for volume in volumes if not volume.path.exists()]
+    there = len(volumes) - len(todo)
+
+    def report(done: int) -> None:
         if progress:
-            progress(done, len(tasks))
-    kept = [task for task in tasks if task.case.case not in dict(left_out)]
+            progress(there + done, len(volumes))
+
+    report(0)
+    problems = _make(spark, todo, report, root) if todo else {}
+    kept = [volume for volume in volumes if volume.case.case not in problems]
+    left_out = tuple(sorted(problems.items()))
     if not kept:
         case, reason = left_out[0]
-        raise DataError(f"no case could be prepared; the first: {reason}", about=f"case {case}")
-    return _gathered(kept, plan, label_set, root, tuple(sorted(left_out)), len(todo) - len(left_out))
+        raise DataError(f"no case could be prepared; the first: {reason}", about=f"case {case}", remedy="mend it, train again")
+    return _gathered(kept, left_out, plan, label_set, root, len(todo) - len(problems))
 
 
-def _tasks(
-    archive: "Archive | None", cases: Sequence[LabelledCase], plan: Plan, label_set: LabelSet, folder: Path
-) -> list[_Task]:
-    """A task a case, by name."""
-    revisions = _revisions(archive, cases) if archive is not None else {}
-    tasks = []
-    for case in sorted(cases, key=lambda case: case.case):
-        inputs = _file_inputs(case) if archive is None else _catalogued_inputs(archive, case)
-        told = {
-            "layout": LAYOUT,
-            "case": {**asdict(case), "images": inputs, "label": Path(case.label).name, "states": dict(case.states)},
-            "plan": plan.preparation(),
-        }
-        del told["case"]["role"]  # type: ignore[attr-defined]  # the same volume whatever it is used for
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-        home, index_url = (None, None) if archive is None else (archive.home, archive.index_url)
-        target = folder / f"{digest}.parquet"
-        tasks.append(_Task(home, index_url, case, revisions.get(case.label), label_set, plan, digest, target))
-    return tasks
-
-
-def _revisions(archive: "Archive", cases: Sequence[LabelledCase]) -> "dict[str, LabelRevision]":
-    from catalog.labels import revisions
-
-    found = revisions(archive, [case.label for case in cases if case.label])
+def _refuse_unfit(cases: Sequence[LabelledCase], root: Path) -> None:
+    if not cases:
+        raise DataError("no labelled case", about=str(root), remedy="label a case, then train")
+    names = Counter(case.case for case in cases)
     for case in cases:
-        if case.label and (case.label not in found or found[case.label].series_uid != case.case):
-            raise DataError(f"no such label revision of series {case.case}", about=f"label {case.label}")
-    return found
+        about = f"case {case.case}"
+        if names[case.case] > 1:
+            raise DataError("is listed twice", about=about, remedy="list it once")
+        if case.role not in ROLES:
+            raise DataError(f"role {case.role!r} is none of {', '.join(ROLES)}", about=about, remedy="take one of these")
+        if not case.label and not case.states:
+            raise DataError("has neither a label nor states", about=about, remedy="label it, or leave it out")
 
 
-def _file_inputs(case: LabelledCase) -> list[list[Any]]:
-    """Name, size and time of each file; a file that is not there is found missing when it is read."""
-    inputs = []
-    for path in map(Path, (*case.images, *([case.label] if case.label else []))):
-        stat = path.stat() if path.exists() else None
-        inputs.append([path.name, stat and stat.st_size, stat and stat.st_mtime_ns])
-    return inputs
+def _make(spark: "SparkSession", todo: Sequence[PreparedVolume], report: Callable[[int], None], root: Path) -> dict[str, str]:
+    """Make the files ``todo``, a Spark task each; case → reason where that failed. DataError where the disk is full."""
+    context = spark.sparkContext
+    finished, full, group = context.accumulator(0), context.accumulator(0), f"voxloop {uuid.uuid4()}"
+    tasks = context.parallelize(todo, len(todo)).mapPartitions(partial(_made, finished, full))
+
+    def collect() -> list[tuple[str, str]]:
+        context.setJobGroup(group, "prepare volumes", interruptOnCancel=True)
+        return list(tasks.collect())
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(collect)
+        try:
+            while not wait([running], timeout=0.2).done and not full.value:
+                report(int(finished.value))
+            results = [] if full.value else running.result()
+        except BaseException as problem:
+            context.cancelJobGroup(group)
+            if "No space left on device" in str(problem):
+                raise DataError(FULL, about="Spark's scratch folder", remedy=AGAIN) from None
+            raise
+        if full.value:
+            context.cancelJobGroup(group)
+            raise DataError(FULL, about=str(root), remedy=AGAIN)
+    report(len(todo))
+    return {case: problem for case, problem in results if problem}
 
 
-def _catalogued_inputs(archive: "Archive", case: LabelledCase) -> list[list[Any]]:
-    """Of each channel its reference, and SOPInstanceUID, size and time of each of its series' files."""
-    from catalog.volumes import parse
-
-    archive.index.follow(archive.objects)
-    inputs: list[list[Any]] = []
-    for ref in case.images:
-        files = []
-        for found in archive.index.files(parse(ref)[0]):
-            stat = os.stat(found.path) if os.path.exists(found.path) else None
-            files.append([found.sop_uid, stat and stat.st_size, stat and stat.st_mtime_ns])
-        inputs.append([ref, sorted(files)])
-    return inputs
-
-
-def _prepared(spark: "SparkSession", todo: list[_Task]) -> Iterator[tuple[str, str]]:
-    """(case, "" or what is wrong), as the cases are done."""
-    if todo:
-        slices = min(len(todo), 4 * spark.sparkContext.defaultParallelism)
-        yield from spark.sparkContext.parallelize(todo, slices).map(_prepare).toLocalIterator(prefetchPartitions=True)
-
-
-def _prepare(task: _Task) -> tuple[str, str]:
-    """On a worker: read, prepare and write one case."""
-    from datamodules._petastorm import write
-
-    try:
-        write(task.target, _sample(task))
-    except VoxloopError as problem:
-        return task.case.case, FULL if problem.problem == FULL else str(problem)
-    except OSError as problem:
-        full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
-        return task.case.case, FULL if full else problem.strerror or str(problem)
-    except (ValueError, RuntimeError, AttributeError, KeyError) as problem:
-        return task.case.case, " ".join(str(problem).split()) or type(problem).__name__
-    return task.case.case, ""
-
-
-def _sample(task: _Task) -> "Sample":
+def _made(finished: Any, full: Any, volumes: Iterable[PreparedVolume]) -> Iterator[tuple[str, str]]:
+    """On a worker: (case, "" or what is wrong)."""
     import torch
 
-    from catalog.archive import Archive
-    from datamodules.prepare import compact, intensity, prepare_mask, resampled
-    from datamodules.sample import Sample
-
-    case, plan = task.case, task.plan
-    archive = None if task.home is None else Archive(task.home, index_url=task.index_url)
-    images = case_image(archive, case)
-    drawn = case_mask(archive, case, task.revision, task.label_set, images[0])
-    image, _ = resampled(images, plan)
-    image, numbers = compact(image, intensity(image, plan))
-    mask = torch.zeros(image.shape[1:], dtype=torch.uint8) if drawn is None else prepare_mask(drawn, plan)
-    if image.shape[1:] != mask.shape:
-        raise DataError(
-            f"label of {tuple(mask.shape)} voxels for an image of {tuple(image.shape[1:])}", about=f"case {case.case}"
-        )
-    states = case.states or drawn_states(drawn, task.label_set)
-    annotated, present = (
-        torch.tensor([states.get(name) in known for name in plan.structures]) for known in (("present", "absent"), ("present",))
-    )
-    centres = _centres(mask.numpy(), len(plan.structures), int(task.digest[:8], 16))
-    named = (case.case, case.study_uid, case.patient_id, "" if archive is None else case.label)
-    return Sample(*named, image, numbers, mask, annotated, present, torch.from_numpy(centres))
-
-
-def _centres(mask: np.ndarray, structures: int, seed: int) -> np.ndarray:
-    """(n, 4) int32 (class, z, y, x): CENTRES voxels of each structure at most, drawn by ``seed``."""
-    rng, found = np.random.default_rng(seed), [np.zeros((0, 4), np.int32)]
-    for index in range(1, structures + 1):
-        places = np.flatnonzero(mask == index)
-        if len(places) > CENTRES:
-            places = np.sort(rng.choice(places, CENTRES, replace=False))
-        where = np.stack(np.unravel_index(places, mask.shape), 1)
-        found.append(np.c_[np.full(len(where), index), where].astype(np.int32))
-    return np.concatenate(found)
+    torch.set_num_threads(1)
+    for volume in volumes:
+        reason = ""
+        try:
+            volume.make()
+        except VoxloopError as problem:
+            full.add(int(problem.problem == FULL))
+            reason = str(problem)
+        except Exception as problem:  # corrupt files raise errors of every kind; the reason is reported
+            reason = " ".join(f"{type(problem).__name__}: {problem}".split())
+        finished.add(1)
+        yield volume.case.case, reason
 
 
 def _gathered(
-    kept: Sequence[_Task], plan: Plan, label_set: LabelSet, root: Path, left_out: tuple[tuple[str, str], ...], prepared: int
+    kept: Sequence[PreparedVolume],
+    left_out: tuple[tuple[str, str], ...],
+    plan: Plan,
+    label_set: LabelSet,
+    root: Path,
+    prepared: int,
 ) -> DatasetInfo:
-    """The dataset of the tasks' volumes: there already, or linked together and then given its name."""
+    """The dataset of these volumes: there already, or linked together and then given its name."""
     from datamodules._petastorm import seal
 
-    listed = sorted((task.case.role, task.digest) for task in kept)
-    digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-    counts = dict(Counter(task.case.role for task in kept))
-    info = DatasetInfo(root / digest, counts, digest, left_out, plan, label_set, prepared)
+    listed = [[volume.case.role, _file(volume), volume.digest] for volume in kept]
+    digest = hashlib.sha256(json.dumps([listed, [case for case, _ in left_out]]).encode()).hexdigest()
+    roles = {role: [volume for volume in kept if volume.case.role == role] for role in ROLES}
+    rows = {role: len(volumes) for role, volumes in roles.items() if volumes}
+    info = DatasetInfo(root / digest, rows, digest, left_out, plan, label_set, prepared)
     if (info.path / MARKER).exists():
         return info
-    partial = root / f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}-{digest}"
     remove_leftovers(root)
+    folder = root / f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}-{digest}"
     try:
-        for task in kept:
-            _link(task.target, partial / task.case.role / f"{_file_name(task.case.case)}.parquet")
-        for role in counts:
-            seal(partial / role)
-        told = ("case", "study_uid", "patient_id", "label")
-        info.write(
-            partial,
-            {r: [{n: str(getattr(t.case, n)) for n in told} for t in kept if t.case.role == r] for r in counts},
-        )
-        partial.rename(info.path)
+        for role in rows:
+            for volume in roles[role]:
+                _link(volume.path, folder / role / _file(volume))
+            seal(folder / role)
+        info.write(folder, {role: [_told(volume) for volume in roles[role]] for role in rows})
+        folder.rename(info.path)
+        sync_folder(root)
     except OSError as problem:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         if not (info.path / MARKER).exists():  # another build may have gathered the same meanwhile
-            raise DataError(problem.strerror or str(problem), about=str(root), remedy="make room, then train again") from None
+            raise DataError(problem.strerror or str(problem), about=str(problem.filename or root), remedy=AGAIN) from None
     return info
+
+
+def _told(volume: PreparedVolume) -> dict[str, str]:
+    case = volume.case
+    return {"case": case.case, "study_uid": case.study_uid, "patient_id": case.patient_id, "label_id": volume.label_id}
 
 
 def _link(source: Path, target: Path) -> None:
@@ -297,8 +234,9 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _file_name(case: str) -> str:
-    """``case`` where that is a safe name, else one that follows from it."""
-    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", case):
-        return case
-    return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', case)[:80]}-{hashlib.sha256(case.encode()).hexdigest()[:12]}"
+def _file(volume: PreparedVolume) -> str:
+    """The name of a case's file in its dataset: the case's where that is safe, else one that follows from it."""
+    case = volume.case.case
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", case):
+        case = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', case)[:80]}-{hashlib.sha256(case.encode()).hexdigest()[:12]}"
+    return f"{case}.parquet"

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Self
 
 import highdicom as hd
 import numpy as np
 
-from catalog.errors import VoxloopError
 from catalog.labelset import LabelSet
 from datamodules.errors import DataError
 
@@ -47,7 +47,7 @@ class Fingerprint:
     @classmethod
     def of(cls, volumes: Iterable[hd.Volume], *, modality: str = "MR") -> Self:
         """Measure the grids of ``volumes``, one at a time; DataError where there is none."""
-        return cls(*_medians([_grid(volume) for volume in volumes]), (modality,))
+        return cls(*_medians([_grid(volume.get_geometry()) for volume in volumes]), (modality,))
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,23 @@ def measure(
     channels: Sequence[str] = ("image",),
     modalities: Sequence[str] | None = None,
 ) -> Fingerprint:
-    """Measure ``cases`` (200 of them at most) by a Spark job; without ``modalities`` a channel that goes below -500 is CT.
+    """Measure ``cases`` (200 of them at most, labelled ones first) by a Spark job; without ``modalities`` a channel that goes
+    below -500 is CT.
 
-    Cases that cannot be read are passed over: the dataset names them. DataError where none can.
+    Cases that cannot be read, or have not these channels, are passed over: the dataset names them. DataError where none is
+    left.
     """
-    chosen = list(cases)[:: -(-len(cases) // MOST) or 1]
+    labelled, others = ([case for case in cases if bool(case.label) is known] for known in (True, False))
+    chosen = _evenly(labelled, MOST)
+    chosen += _evenly(others, MOST - len(chosen))
     if not chosen:
         raise DataError("no volumes to derive a plan from", remedy="widen the project's cohort")
     home, index_url = (None, None) if archive is None else (archive.home, archive.index_url)
-    context = spark.sparkContext
-    tasks = context.parallelize(chosen, min(len(chosen), 4 * context.defaultParallelism))
-    found = tasks.map(lambda case: _measured(home, index_url, case, label_set)).collect()
+    work = partial(_measured, home, index_url, label_set, len(channels), modalities is not None)
+    found = spark.sparkContext.parallelize(chosen, len(chosen)).map(work).collect()
     good = [one for one in found if not one.problem]
     if not good:
-        raise DataError(f"no case can be read; the first: {found[0].problem}", about=f"case {chosen[0].case}")
+        raise DataError(f"no case can be read; the first: {found[0].problem}", about=f"case {chosen[0].case}", remedy="mend it")
     spacing, shape = _medians([(one.spacing, one.shape) for one in good])
     if modalities is None:
         modalities = ["CT" if median(lowest) < AIR else "MR" for lowest in zip(*(one.lowest for one in good), strict=True)]
@@ -92,32 +95,42 @@ def measure(
     return Fingerprint(spacing, shape, tuple(modalities), tuple(channels), intensities)
 
 
-def _measured(home: object, index_url: str | None, case: "LabelledCase", label_set: LabelSet) -> _Measured:
-    """On a worker."""
+def _evenly(cases: "Sequence[LabelledCase]", most: int) -> "list[LabelledCase]":
+    return list(cases[:: max(1, -(-len(cases) // most))])[:most] if most > 0 else []
+
+
+def _measured(
+    home: object, index_url: str | None, label_set: LabelSet, channels: int, modalities_known: bool, case: "LabelledCase"
+) -> _Measured:
+    """On a worker; pixels are read where they are asked for."""
     from catalog.archive import Archive
     from catalog.labels import revision
     from datamodules.cases import case_image, case_mask
 
+    if len(case.images) != channels:
+        return _Measured(problem=f"{len(case.images)} images for {channels} channels")
     try:
         archive = None if home is None else Archive(str(home), index_url=index_url)
+        if archive is not None and modalities_known and not case.label:
+            return _Measured(*_grid(archive.geometry(case.images[0])))
         images = case_image(archive, case)
         known = revision(archive, case.label) if archive is not None and case.label else None
         mask = case_mask(archive, case, known, label_set, images[0])
-    except (VoxloopError, OSError, ValueError, RuntimeError, AttributeError, KeyError) as problem:
-        return _Measured(problem=" ".join(str(problem).split()))
-    spacing, shape = _grid(images[0])
+    except Exception as problem:  # corrupt files raise errors of every kind
+        return _Measured(problem=" ".join(str(problem).split()) or type(problem).__name__)
     foreground = None
     if mask is not None:
         places = np.flatnonzero(mask.array)
-        places = places[:: -(-len(places) // VOXELS) or 1]
+        places = places[:: max(1, -(-len(places) // VOXELS))]
         foreground = np.stack([image.array.ravel()[places] for image in images]).astype(np.float32)
-    return _Measured(spacing, shape, tuple(float(image.array.min()) for image in images), foreground)
+    grid = _grid(images[0].get_geometry())
+    return _Measured(*grid, tuple(float(image.array.min()) for image in images), foreground)
 
 
-def _grid(volume: hd.Volume) -> tuple[tuple[float, ...], tuple[int, ...]]:
+def _grid(geometry: hd.VolumeGeometry) -> tuple[tuple[float, ...], tuple[int, ...]]:
     from datamodules.prepare import CANONICAL
 
-    turned = volume.get_geometry().to_patient_orientation(CANONICAL)
+    turned = geometry.to_patient_orientation(CANONICAL)
     return tuple(turned.spacing), tuple(turned.spatial_shape)
 
 

@@ -1,94 +1,197 @@
-"""The cases of a dataset in any order, counted as they are read; those that fit stay on the device."""
+"""Prepared volumes: a file a case, named by the digest of all that went into it, made by a Spark job.
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import groupby
+The digest is of what identifies the inputs' content, not of where they lie: of a catalogued series its instances, of a NIfTI
+file its bytes. So an unchanged case is prepared once, wherever its files were moved to.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
+from catalog.labelset import LabelSet
+from datamodules.cases import LabelledCase, case_image, case_mask, drawn_states
 from datamodules.errors import DataError
-from datamodules.sample import Sample
+from datamodules.plan import Plan
 
-__all__ = ["Cache", "Read", "Volumes"]
+if TYPE_CHECKING:
+    from catalog.archive import Archive
+    from catalog.labels import LabelRevision
+    from datamodules.sample import Sample
 
-HOST_MEMORY = 2 * 1024**3  # bytes that are kept where the device is the CPU
+__all__ = ["LAYOUT", "PreparedVolume", "prepared_volumes"]
 
-Read = Callable[[Sequence[int]], Iterator[Sample]]
-"""Rows by their numbers, in the order asked for."""
+LAYOUT = 3
+"""Raised when prepare() or the files change, so that older volumes are prepared anew."""
 
-
-class Cache:
-    """Samples as they are stored, on ``device``: first come, first kept, within ``budget`` bytes (default: half of what a GPU
-    has free, 2 GiB of a CPU's)."""
-
-    def __init__(self, device: torch.device, budget: int | None = None) -> None:
-        self.device = device
-        self._left = _budget(device) if budget is None else budget
-        self._kept: dict[tuple[str, int], Sample] = {}
-
-    def get(self, role: str, row: int) -> Sample | None:
-        """The sample, if it was kept."""
-        return self._kept.get((role, row))
-
-    def take(self, role: str, row: int, sample: Sample) -> Sample:
-        """``sample`` on the device (its centres stay on the CPU, where patches are drawn), kept if there is room."""
-        if self.device.type == "cuda":
-            sample = replace(sample, image=sample.image.pin_memory(), mask=sample.mask.pin_memory())
-        placed = replace(sample.to(self.device), centres=sample.centres)
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # another thread's stream may use it next
-        if (role, row) not in self._kept and placed.nbytes <= self._left:
-            self._left -= placed.nbytes
-            self._kept[role, row] = placed
-        return placed
+CENTRES = 2000
+"""Voxels of each structure that are noted, for patches to lie around."""
 
 
-class Volumes:
-    """The ``rows`` cases of one role, by number; ``read`` reads those that the ``cache`` lacks. ``about`` is their folder.
+@dataclass(frozen=True)
+class PreparedVolume:
+    """The file at ``path`` that ``case`` is or will be, and what a worker needs to make it; without ``home`` the images are
+    NIfTI files. ``label_id`` is the revision's, or of a NIfTI label map its name and the beginning of its sha256."""
 
-    DataError where ``read`` gives another number of cases than it was asked for, before the last of them is given.
-    """
+    case: LabelledCase
+    label_id: str
+    digest: str
+    path: Path
+    plan: Plan
+    label_set: LabelSet
+    revision: "LabelRevision | None" = None
+    home: Path | None = None
+    index_url: str | None = None
 
-    def __init__(self, read: Read, rows: int, cache: Cache, *, role: str, about: str) -> None:
-        self._read, self._rows, self._cache, self._role, self._about = read, rows, cache, role, about
+    def make(self) -> None:
+        """Read, prepare and write it, whole or not at all.
 
-    def in_order(self, order: Sequence[int]) -> Iterator[Sample]:
-        """The cases of these numbers, one by one."""
-        kept = {row: self._cache.get(self._role, row) for row in order}
-        read = self._counted([row for row in order if kept[row] is None])
-        for row in order:
-            yield kept[row] or self._cache.take(self._role, row, next(read))
-
-    def shuffled(self, seed: int, visits: Iterable[int]) -> Iterator[tuple[int, Sample]]:
-        """(visit, case) for ascending numbers of visits along the endless chain of permutations that follows from ``seed``.
-
-        Each permutation's part is one reading, so that a case that is kept is never asked for again.
+        VoxloopError where the case cannot be used or the disk is full; other errors where its files are corrupt.
         """
-        for number, part in groupby(visits, lambda visit: visit // self._rows):
-            chosen = list(part)
-            order = np.random.default_rng((seed, 0, number)).permutation(self._rows)
-            yield from zip(chosen, self.in_order([int(order[visit % self._rows]) for visit in chosen]), strict=True)
+        from datamodules._petastorm import write
 
-    def _counted(self, order: Sequence[int]) -> Iterator[Sample]:
-        found = self._read(order) if order else iter(())
-        for number in range(len(order)):
-            sample = self._next(found)
-            if sample is None:
-                raise self._unlike(f"{number} cases were read, {len(order)} were asked for")
-            if number + 1 == len(order) and self._next(found) is not None:
-                raise self._unlike(f"more than the {len(order)} cases that were asked for were read")
-            yield sample
+        write(self.path, self.sample())
 
-    def _next(self, found: Iterator[Sample]) -> Sample | None:
-        try:
-            return next(found, None)
-        except (OSError, ValueError, IndexError) as problem:  # damaged, or gone since the dataset was built
-            raise self._unlike(f"cannot be read: {problem}") from problem
+    def sample(self) -> "Sample":
+        """What is to be written."""
+        import torch
 
-    def _unlike(self, problem: str) -> DataError:
-        return DataError(problem, about=self._about, remedy="remove the dataset's folder; the next training builds it again")
+        from catalog.archive import Archive
+        from datamodules.prepare import compact, intensity, prepare_mask, resampled
+        from datamodules.sample import Sample
+
+        case, plan = self.case, self.plan
+        archive = None if self.home is None else Archive(self.home, index_url=self.index_url)
+        images = case_image(archive, case)
+        drawn = case_mask(archive, case, self.revision, self.label_set, images[0])
+        image, _ = resampled(images, plan)
+        del images
+        if not bool(image.isfinite().all()):
+            raise DataError("has voxels that are no finite numbers", about=f"case {case.case}", remedy="replace them")
+        image, numbers = compact(image, intensity(image, plan))
+        mask = torch.zeros(image.shape[1:], dtype=torch.uint8) if drawn is None else prepare_mask(drawn, plan)
+        states = case.states or drawn_states(drawn, self.label_set)
+        annotated, present = (
+            torch.tensor([states.get(name) in known for name in plan.structures])
+            for known in (("present", "absent"), ("present",))
+        )
+        centres = torch.from_numpy(_centres(mask.numpy(), int(self.digest[:8], 16)))
+        named = (case.case, case.study_uid, case.patient_id, self.label_id)
+        return Sample(*named, image, numbers, mask, annotated, present, centres)
 
 
-def _budget(device: torch.device) -> int:
-    return int(torch.cuda.mem_get_info(device)[0] // 2) if device.type == "cuda" else HOST_MEMORY
+def prepared_volumes(
+    archive: "Archive | None", cases: Sequence[LabelledCase], plan: Plan, label_set: LabelSet, folder: Path
+) -> list[PreparedVolume]:
+    """The file of each case in ``folder``, whether it is there or not.
+
+    DataError where a label revision is not there, or not of its case.
+    """
+    if archive is None:
+        return _of_files(cases, plan, label_set, folder)
+    revisions = _revisions(archive, cases)
+    known = _instances(archive, cases, [revision.seg_uid for revision in revisions.values()])
+    found = []
+    for case in cases:
+        revision = revisions.get(case.label)
+        label = [case.label, known.get(revision.seg_uid, [])] if revision else []
+        digest = _digest(case, [[ref, known.get(_series(ref), [])] for ref in case.images], label, plan, label_set)
+        path = folder / f"{digest}.parquet"
+        more = (revision, archive.home, archive.index_url)
+        found.append(PreparedVolume(case, case.label, digest, path, plan, label_set, *more))
+    return found
+
+
+def _of_files(cases: Sequence[LabelledCase], plan: Plan, label_set: LabelSet, folder: Path) -> list[PreparedVolume]:
+    paths = sorted({path for case in cases for path in (*case.images, case.label) if path})
+    with ThreadPoolExecutor(8) as pool:
+        hashes = dict(zip(paths, pool.map(_sha256, paths), strict=True))
+    found = []
+    for case in cases:
+        label_id = f"{Path(case.label).name}@{hashes[case.label][:12]}" if case.label else ""
+        label = hashes[case.label] if case.label else ""
+        digest = _digest(case, [hashes[path] for path in case.images], [label_id, label], plan, label_set)
+        found.append(PreparedVolume(case, label_id, digest, folder / f"{digest}.parquet", plan, label_set))
+    return found
+
+
+def _digest(case: LabelledCase, images: Sequence[Any], label: Sequence[Any], plan: Plan, label_set: LabelSet) -> str:
+    """Without the role: the same volume whatever it is used for."""
+    told = {
+        "layout": LAYOUT,
+        "case": [case.case, case.study_uid, case.patient_id, dict(case.states)],
+        "images": images,
+        "label": label,
+        "values": [[structure.name, structure.value, structure.code] for structure in label_set.structures],
+        "plan": _preparation(plan),
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _preparation(plan: Plan) -> dict[str, Any]:
+    """``Plan.preparation`` without the intensities of channels that do not go by them: those change with every new label."""
+    told = plan.preparation()
+    pairs = zip(plan.normalization, plan.intensities or [None] * len(plan.channels), strict=True)
+    return {**told, "intensities": [values if kind == "ct" else None for kind, values in pairs]}
+
+
+def _sha256(path: str) -> str:
+    """Of a file's bytes; empty where it cannot be read, which is found when its case is."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _series(ref: str) -> str:
+    from catalog.volumes import parse
+
+    return str(parse(ref)[0])
+
+
+def _revisions(archive: "Archive", cases: Sequence[LabelledCase]) -> "dict[str, LabelRevision]":
+    from catalog.labels import revisions
+
+    found = revisions(archive, [case.label for case in cases if case.label])
+    for case in cases:
+        if case.label and (case.label not in found or found[case.label].series_uid != case.case):
+            remedy = "list the labels anew: it may be another catalog's"
+            raise DataError(f"no such label revision of series {case.case}", about=f"label {case.label}", remedy=remedy)
+    return found
+
+
+def _instances(archive: "Archive", cases: Sequence[LabelledCase], segs: Sequence[str]) -> Mapping[str, list[Any]]:
+    """Of each series its instances and of each segmentation itself: SOPInstanceUID, length, time of change."""
+    series = {_series(ref) for case in cases for ref in case.images}
+    wanted = [", ".join("'" + uid.replace("'", "''") + "'" for uid in sorted(uids) or [""]) for uids in (series, segs)]
+    query = f"""SELECT SeriesInstanceUID, SOPInstanceUID, length, epoch_us(modificationTime) FROM instances
+        WHERE SeriesInstanceUID IN ({wanted[0]}) OR SOPInstanceUID IN ({wanted[1]}) ORDER BY SOPInstanceUID"""
+    found: dict[str, list[Any]] = {}
+    for row in _rows(archive, query):
+        found.setdefault(row[0] if row[0] in series else row[1], []).append(row[1:])
+    return found
+
+
+def _rows(archive: "Archive", query: str) -> Iterator[tuple[Any, ...]]:
+    for batch in archive.query(query):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def _centres(mask: np.ndarray, seed: int) -> np.ndarray:
+    """(n, 4) int32 (class, z, y, x): CENTRES voxels of each class at most, drawn by ``seed``."""
+    rng, found = np.random.default_rng(seed), [np.zeros((0, 4), np.int32)]
+    places = np.flatnonzero(mask)
+    classes = mask.ravel()[places]
+    for index in np.unique(classes):
+        chosen = places[classes == index]
+        if len(chosen) > CENTRES:
+            chosen = np.sort(rng.choice(chosen, CENTRES, replace=False))
+        where = np.stack(np.unravel_index(chosen, mask.shape), 1)
+        found.append(np.c_[np.full(len(where), index), where].astype(np.int32))
+    return np.concatenate(found)

@@ -19,7 +19,7 @@ from datamodules.datamodule import VolumeDataModule
 from datamodules.dataset import DatasetInfo
 from datamodules.prefetch import Batch
 from datamodules.sample import Sample
-from datamodules.volumes import Cache, Volumes
+from datamodules.cache import Cache, Volumes
 from experiments.synthetic import LABEL_SET
 
 PLAN = Plan((1.0, 1.0, 1.0), ("liver", "spleen"), (1, 2), (8, 8, 8), batch=2, patches=2, validate_every=5)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.errors import DataError
 from datamodules.plan import Plan
 from datamodules.prepare import CANONICAL, compact, intensity, prepare, prepare_mask, restore
 from datamodules.sample import normalised
@@ -107,13 +108,88 @@ def test_a_flat_volume_is_no_error() -> None:
 
 def test_whole_numbers_and_whole_steps_are_kept_exactly_in_half_the_bytes() -> None:
     rng, chosen = np.random.default_rng(0), plan((2.0, 2.0, 2.0))
-    for step, dtype in ((1.0, torch.int16), (0.25, torch.int16), (0.0, torch.float32)):
-        values = rng.integers(-300, 300, (8, 9, 10)) * step if step else rng.normal(size=(8, 9, 10))
-        image = torch.from_numpy(values.astype(np.float32))[None]
+    for step, dtype in ((1.0, torch.int16), (0.25, torch.int16), (0.1, torch.int16), (0.0, torch.float32)):
+        values = rng.integers(100, 700, (8, 9, 10)).astype(np.float32) * np.float32(step)  # none is the step itself
+        image = torch.from_numpy(values if step else rng.normal(size=(8, 9, 10)).astype(np.float32))[None]
         kept, numbers = compact(image, intensity(image, chosen))
         assert kept.dtype == dtype
         assert torch.equal(kept.float() * numbers[0, 0], image[0][None])
         assert torch.equal(normalised(kept, numbers), normalised(image, intensity(image, chosen)))
+
+
+@pytest.mark.parametrize("values", [[40000.0, -3], [0.5, 32768.0], [1e-3, 1]], ids=["too large", "too wide", "too fine"])
+def test_what_int16_does_not_hold_stays_as_it_is(values: list[float]) -> None:
+    whole, image = torch.tensor([7.0, 8]), torch.tensor(values)
+    both = torch.stack([whole, image]).view(2, 1, 1, 2)
+    assert compact(both[:1], torch.ones(1, 5))[0].dtype == torch.int16
+    for kept, numbers, given in ((*compact(both[1:], torch.ones(1, 5)), both[1:]), (*compact(both, torch.ones(2, 5)), both)):
+        assert torch.equal(kept, given)
+        assert (numbers == 1).all()
+
+
+def test_percentiles_are_exact_whatever_the_size_and_the_threads() -> None:
+    rng, chosen = np.random.default_rng(3), plan((2.0, 2.0, 2.0))
+    for shape in ((1, 1, 1), (1, 2, 3), (31, 33, 35), (70, 80, 90)):
+        image = torch.from_numpy(rng.gamma(2, 300, (1, *shape)).astype(np.float32))
+        found = intensity(image, chosen)[0]
+        low, high = np.percentile(image.double().numpy(), (0.5, 99.5))
+        clipped = image.double().clamp(low, high)
+        wanted = torch.tensor([1, low, high, clipped.mean(), max(clipped.std(correction=0), 1e-6)], dtype=torch.float32)
+        assert torch.allclose(found, wanted, rtol=1e-6)
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(2 if threads == 1 else 1)
+            assert torch.equal(intensity(image, chosen)[0], found)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def test_channels_are_prepared_by_their_own_normalization() -> None:
+    volume = sphere((2.0, 2.0, 2.0), (10, 11, 12), turned(0), 8).astype(np.float32)
+    other = volume.with_array(volume.array * 500 - 700)
+    chosen = plan((3.0, 2.0, 2.0), channels=["MR", "CT"], normalization=["percentile", "ct"])
+    both = prepare([volume, other], chosen).image
+    assert torch.equal(both[:1], prepare(volume, plan((3.0, 2.0, 2.0), normalization="percentile")).image)
+    assert torch.equal(both[1:], prepare(other, plan((3.0, 2.0, 2.0), normalization="ct")).image)
+    with pytest.raises(DataError, match=r"1 images for 2 channels \(MR, CT\)"):
+        prepare(volume, chosen)
+
+
+def test_one_slice_stays_one() -> None:
+    mask = sphere((4.0, 1.0, 1.0), (1, 30, 32), turned(0), 10)
+    chosen = plan((4.0, 2.0, 2.0))
+    prepared = prepare(mask.astype(np.float32), chosen)
+    assert prepared.image.shape == (1, 1, 15, 16)
+    assert dice(restore(prepare_mask(mask, chosen), prepared).array == 1, mask.array == 3) > 0.9
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bfloat16, torch.float16])
+def test_restoring_takes_what_networks_give(kind: torch.dtype) -> None:
+    mask = sphere((2.5, 1.7, 1.7), (21, 32, 35), turned(0), 18)
+    chosen = plan((2.0, 1.3, 1.3))
+    classes, prepared = prepare_mask(mask, chosen), prepare(mask.astype(np.float32), chosen)
+    if kind == torch.int64:
+        found = restore(classes.long(), prepared)
+    else:
+        found = restore(torch.stack([1 - classes.float(), classes.float()]).to(kind), prepared)
+        assert restore(classes.to(kind), prepared).array.dtype == np.float32
+    assert found.array.dtype == np.uint8
+    assert dice(found.array == 1, mask.array == 3) > 0.95
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_prepares_and_restores_alike() -> None:
+    volume = sphere((2.5, 1.7, 1.7), (31, 42, 45), turned(23), 25)
+    image = volume.with_array(np.random.default_rng(0).normal(volume.array * 50.0, 20).astype(np.float32))
+    for normalization in ("zscore", "percentile", "ct"):
+        chosen = plan((3.1, 2.0, 2.0), normalization=normalization)
+        here, there = prepare(image, chosen), prepare(image, chosen, device=torch.device("cuda"))
+        assert there.image.is_cuda
+        assert torch.allclose(here.image, there.image.cpu(), atol=1e-5)
+    classes = prepare_mask(volume, chosen)
+    scores = torch.nn.functional.one_hot(classes.long(), 2).movedim(-1, 0).float()
+    for answer in (classes, scores, here.image[0]):
+        assert np.allclose(restore(answer.cuda(), there).array, restore(answer, here).array, atol=1e-5)
 
 
 def test_ct_goes_by_the_cohorts_foreground() -> None:
