@@ -1,14 +1,18 @@
 """A sweep's file is checked before anything starts: every error names the field and what to do."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from experiments.errors import ExperimentError
 from experiments.sweep_config import SweepConfig
+from voxloop.cli import app
 
+PAGE = (Path(__file__).parents[2] / "docs/sweeps.md").read_text()
 GOOD = {"name": "first", "target": "data", "space": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}}
 
 
@@ -86,3 +90,18 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("just words")
     with pytest.raises(ExperimentError, match=r"c\.yaml"):
         SweepConfig.load(tmp_path / "c.yaml")
+
+
+def test_the_file_of_the_docs_loads(tmp_path: Path) -> None:
+    (tmp_path / "my-data").mkdir()
+    (tmp_path / "sweep.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0])
+    config = SweepConfig.load(tmp_path / "sweep.yaml")
+    assert set(config.distributions) == {"learning_rate", "batch", "augment", "network_args"}
+
+
+def test_the_commands_of_the_docs_are_understood() -> None:
+    lines = re.findall(r"^voxloop (.*)$", PAGE, re.MULTILINE)
+    assert len(lines) == 3
+    for name, *words in map(str.split, lines):
+        command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+        command.make_context(name, words)
