@@ -6,6 +6,7 @@
     ├── TrainingError            runs and predictors              (training.errors)
     ├── ServingError             registry, endpoint, batch        (serving.errors)
     ├── LabelingError            strategies, readers, the round   (labeling.errors)
+    ├── ExperimentError          sweeps                           (experiments.errors)
     └── FrontDoorError           settings, processes, Java        (voxloop.errors)
 
 The front door prints one as a single line and exits with status 1; any other exception is a bug and shows its traceback.

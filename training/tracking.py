@@ -29,7 +29,7 @@ from training.run import CHECKPOINT, JOB, LABEL_IDS, LABEL_SET, PLAN, WEIGHTS
 if TYPE_CHECKING:
     from training.launch import TrainJob
 
-__all__ = ["RunLog"]
+__all__ = ["RunLog", "experiment_id"]
 
 LEFT_OUT, EVALUATION, WORST = "left_out.json", "evaluation.json", "worst.html"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on the runs, not on traces of agents
@@ -48,7 +48,7 @@ class RunLog:
     def begin(cls, job: "TrainJob") -> "RunLog":
         """A new run of ``job``, with all that it depends on."""
         client = MlflowClient(job.tracking_uri)
-        experiment = _experiment(client, job.experiment)
+        experiment = experiment_id(client, job.experiment)
         tags = {**job.tags(), **_machine()}
         run = client.create_run(experiment, run_name=job.run_name, tags=tags)
         log = cls(job.tracking_uri, str(run.info.run_id))
@@ -175,7 +175,8 @@ class RunLog:
             get_artifact_repository(uri, tracking_uri=self.tracking_uri).delete_artifacts(f"checkpoint/{name}")
 
 
-def _experiment(client: MlflowClient, name: str) -> str:
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """Of the experiment ``name``, which is made where there is none."""
     try:
         found = client.get_experiment_by_name(name)
         return str(found.experiment_id if found else client.create_experiment(name, tags=KIND))
