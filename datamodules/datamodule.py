@@ -10,13 +10,13 @@ import pytorch_lightning as pl
 import torch
 
 from datamodules.augment import augment
+from datamodules.cache import Cache, Volumes
 from datamodules.dataset import DatasetInfo
 from datamodules.errors import DataError
 from datamodules.patches import cut, draw
 from datamodules.plan import Plan
 from datamodules.prefetch import Batch, ahead
 from datamodules.sample import Sample
-from datamodules.cache import Cache, Volumes
 
 __all__ = ["Batches", "VolumeDataModule"]
 

@@ -15,11 +15,11 @@ import torch
 
 from datamodules import DataError, Plan
 from datamodules._petastorm import samples, seal, write
+from datamodules.cache import Cache, Volumes
 from datamodules.datamodule import VolumeDataModule
 from datamodules.dataset import DatasetInfo
 from datamodules.prefetch import Batch
 from datamodules.sample import Sample
-from datamodules.cache import Cache, Volumes
 from experiments.synthetic import LABEL_SET
 
 PLAN = Plan((1.0, 1.0, 1.0), ("liver", "spleen"), (1, 2), (8, 8, 8), batch=2, patches=2, validate_every=5)
