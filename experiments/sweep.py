@@ -142,6 +142,8 @@ class Sweep:
             finally:
                 self._stopping = True
                 for process in processes:
+                    process.terminate()
+                for process in processes:
                     process.stop()
 
     def _loop(self, train: Train) -> None:
@@ -165,7 +167,7 @@ class Sweep:
         with self._lock:
             trial = self._study.ask(self._config.distributions)
         given = self._config.overrides(trial.params)
-        self._note(f"trial {trial.number}: {', '.join(f'{name} {given[name]}' for name in trial.params)}")
+        self._note(f"trial {trial.number}: {', '.join(f'{name} {_short(given[name])}' for name in trial.params)}")
         watch = None
         try:
             plan = self._target.plan(given)
@@ -255,3 +257,7 @@ class Sweep:
             best_run=str(best.user_attrs["run_id"]),
             best_plan=overrides(plan),
         )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -111,18 +111,20 @@ def _there(client: MlflowClient, run_id: str) -> bool:
 
 def _history(study: "optuna.Study") -> "Figure":
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
     from optuna.trial import TrialState
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+    pruned = [t for t in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)) if t.value is not None]
     values = [trial.value or 0.0 for trial in ended]
     axes.scatter([trial.number for trial in ended], values, label="trial")
     axes.scatter([t.number for t in pruned], [t.value or 0.0 for t in pruned], marker="x", color="grey", label="pruned")
     best = [max(values[: index + 1]) for index in range(len(values))]
     axes.step([trial.number for trial in ended], best, where="post", color="C1", label="best so far")
     axes.set(xlabel="trial", ylabel="val_score", title=study.study_name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     return figure
 
@@ -139,5 +141,5 @@ def _importance(study: "optuna.Study") -> "Figure | None":
     axes = figure.subplots()
     names = list(found)[::-1]
     axes.barh(names, [found[name] for name in names])
-    axes.set(xlabel="share of the score's variation", title=study.study_name)
+    axes.set(xlabel="importance (PED-ANOVA)", title=study.study_name)
     return figure

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingProcess", "devices", "free_memory"]
 
-GRACE_S = 15.0
+GRACE_S = 30.0
 """Seconds that a training has to end its run when it is told to stop."""
 
 
@@ -55,10 +55,15 @@ class TrainingProcess:
             raise told[1]
         return str(told[1])
 
-    def stop(self) -> None:
-        """End it; a run that it trains is KILLED."""
+    def terminate(self) -> None:
+        """Tell it to end; a run that it trains will be KILLED."""
         if self._process is not None:
             self._process.terminate()
+
+    def stop(self) -> None:
+        """Return when it has ended, by force if need be."""
+        self.terminate()
+        if self._process is not None:
             self._process.join(GRACE_S)
             self._process.kill()
             self._process.join()
