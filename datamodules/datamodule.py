@@ -72,10 +72,12 @@ class VolumeDataModule(pl.LightningDataModule):  # type: ignore[misc]
             )
         return Batches(plan.validate_every, lambda: self._ahead(self.epoch, max(2, plan.patches)))
 
-    def val_dataloader(self) -> Batches:
+    def val_dataloader(self) -> "Batches | _Nothing":
         """This process's part of the validation cases; none where the dataset has none."""
         _, ranks = self._process()
         number = -(-self.info.rows.get("validation", 0) // ranks)
+        if not number:
+            return _Nothing()
         return Batches(number, lambda: self._ahead(lambda: self._validation(number), VALIDATED_AHEAD))
 
     def epoch(self, number: int | None = None) -> Iterator[Batch]:
@@ -137,3 +139,10 @@ def _batch(sample: Sample, image: torch.Tensor, mask: torch.Tensor) -> Batch:
 
 def _stacked(patches: list[Batch]) -> Batch:
     return {name: torch.stack([patch[name] for patch in patches]) for name in patches[0]}
+
+
+class _Nothing:
+    """No batches, and no length: Lightning then still ends its validation, where a training's checkpoints are written."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(())
