@@ -108,15 +108,11 @@ def prepare_mask(mask: hd.Volume, plan: Plan) -> torch.Tensor:
 def restore(result: torch.Tensor, prepared: Prepared) -> hd.Volume:
     """Bring what a network said of ``prepared`` back to the original grid: same shape, same affine.
 
-    ``result`` is (D, H, W) classes of an integer type (nearest voxel, uint8), (D, H, W) of a floating type (linear, float32; an
-    entropy map), or (C, D, H, W) scores (linear, then the class with the highest, uint8: smoother borders than resampled
-    classes). It is resampled on its own device.
+    ``result`` is (D, H, W) of a floating type (linear; an entropy map) or classes of an integer type (up to 255). Of these each one's share of a voxel is
+    resampled, linearly, and the largest wins: borders are smoother than those of nearest voxels.
     """
     size = prepared.canonical.spatial_shape
-    if result.ndim == 4:
-        array = _argmax(result, size)
-    else:
-        array = _linear(result.float(), size) if result.is_floating_point() else _nearest(result.to(torch.uint8), size)
+    array = _linear(result.float(), size) if result.is_floating_point() else _smooth(result.to(torch.uint8), size)
     restored = prepared.canonical.with_array(array.cpu().numpy()).match_geometry(prepared.original)
     return prepared.original.with_array(np.ascontiguousarray(restored.array))  # not the affine of two permutations
 
@@ -194,12 +190,14 @@ def _nearest(labels: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     return functional.interpolate(labels[None, None], size=list(size), mode="nearest-exact")[0, 0]
 
 
-def _argmax(scores: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    """The class with the highest resampled score, one class at a time: a large volume's scores are never held resampled."""
-    best = _linear(scores[0].float(), size)
-    labels = torch.zeros(tuple(size), dtype=torch.uint8, device=scores.device)
-    for index in range(1, len(scores)):
-        score = _linear(scores[index].float(), size)
-        labels[score > best] = index
-        best = torch.maximum(best, score)
-    return labels
+def _smooth(classes: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """One class at a time: a large volume's shares are never held all."""
+    if tuple(classes.shape) == tuple(size):
+        return classes
+    best = torch.zeros(tuple(size), device=classes.device)
+    smooth = torch.zeros(tuple(size), dtype=classes.dtype, device=classes.device)
+    for value in classes.unique().tolist():
+        share = _linear((classes == value).float(), size)
+        smooth[share > best] = value
+        best = torch.maximum(best, share)
+    return smooth

@@ -199,7 +199,7 @@ class VoxloopModel(PythonModel):  # type: ignore[misc]
             "nifti": lambda: _nifti(found.mask),
             "labelmap": lambda: _labelmap(found.mask),
             "volumes": lambda: found.volumes_ml,
-            "uncertainty": lambda: {"mean_entropy": found.entropy},
+            "uncertainty": lambda: _uncertainty(found),
         }
         return {name: made[name]() for name in item.outputs}
 
@@ -234,6 +234,12 @@ def _nifti(mask: "hd.Volume") -> str:
 
     image = nibabel.Nifti1Image(mask.array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ mask.affine)
     return base64.b64encode(gzip.compress(image.to_bytes(), mtime=0)).decode()
+
+
+def _uncertainty(found: Prediction) -> dict[str, float]:
+    """``mutual_information`` is there where several networks answered."""
+    apart = {} if found.disagreement is None else {"mutual_information": found.disagreement}
+    return {"mean_entropy": found.entropy, **apart}
 
 
 def _labelmap(mask: "hd.Volume") -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What answers a volume with a label map: the trained network, or a threshold that needs no training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import highdicom as hd
@@ -13,12 +14,14 @@ from torch.nn import functional
 from datamodules.plan import Plan
 from datamodules.prepare import Prepared, prepare, restore
 from training.errors import TrainingError
-from training.network import autocast, device, logits
+from training.frozen import FrozenNet
+from training.network import device
 from training.windows import windows
 
 __all__ = ["NetPredictor", "Point", "Prediction", "Predictor", "Prompts", "ThresholdPredictor", "asked_classes"]
 
 NEIGHBOURHOOD = 2  # voxels of the plan's grid around the predicted foreground that the entropy is averaged over
+SLAB = 2**24  # scores of a whole volume that are looked at in one go
 
 
 class Point(NamedTuple):
@@ -47,7 +50,8 @@ class Prediction:
     over the predicted foreground and two voxels around it, over the whole volume where nothing was found. ``uncertainty``
     is the entropy voxel by voxel, float32. ``volumes_ml`` is each asked structure's volume in millilitres. ``disagreement`` is
     the mutual information between the answer and which of several members gave it (Houlsby et al., 2011), in nats, averaged
-    like ``entropy``; None where one network answered once.
+    like ``entropy``; None where one network answered once. What windows disagree in where they overlap is part of it.
+    ``disagreement_map`` is the same voxel by voxel, float32.
     """
 
     mask: hd.Volume
@@ -55,6 +59,7 @@ class Prediction:
     uncertainty: hd.Volume | None
     volumes_ml: dict[str, float]
     disagreement: float | None = None
+    disagreement_map: hd.Volume | None = None
 
 
 class Predictor(Protocol):
@@ -73,65 +78,75 @@ class NetPredictor:
     """
 
     def __init__(self, nets: nn.Module | Sequence[nn.Module], plan: Plan, *, dropout_passes: int = 0) -> None:
-        self.plan, self._passes = plan, dropout_passes
-        self._device = device()
-        self._nets = [net.to(self._device).eval() for net in ([nets] if isinstance(nets, nn.Module) else nets)]
-        if dropout_passes and not _let_dropout(self._nets):
-            remedy = "train a network with dropout (network_args), or leave dropout_passes out"
-            raise TrainingError("the network has no dropout", about=plan.network, remedy=remedy)
-        self._windows = windows(plan)
+        self.plan, self._windows = plan, windows(plan)
+        self._nets = [FrozenNet(net, plan) for net in ([nets] if isinstance(nets, nn.Module) else nets)]
+        self._members: list[Callable[[torch.Tensor], torch.Tensor]] = list(self._nets)
+        if dropout_passes:
+            if not all(net.has_dropout for net in self._nets):
+                remedy = "train a network with dropout (network_args), or leave dropout_passes out"
+                raise TrainingError("the network has no dropout", about=plan.network, remedy=remedy)
+            seeds = range(plan.seed, plan.seed + dropout_passes)
+            self._members = [partial(net.sample, seed=seed) for net in self._nets for seed in seeds]
 
     def predict(self, image: hd.Volume | Sequence[hd.Volume], prompts: Prompts, *, uncertainty: bool = False) -> Prediction:
         """Segment ``image``, a volume or one a channel on one grid; see Prediction."""
         asked = self._asked(prompts)
-        prepared = prepare(image, self.plan, device=self._device)
-        several = len(self._nets) * max(1, self._passes) > 1
-        with torch.inference_mode(), torch.random.fork_rng(), autocast(self.plan, self._device):
-            torch.manual_seed(self.plan.seed)
-            said = self._windows(prepared.image[None], self._together if several else self._one)[0].float()
-            p, members = (said[:-1], said[-1]) if several else (said.softmax(0), None)
-            p = self._refined(p, prepared, prompts)
-            entropy = (-p * p.clamp_min(1e-12).log()).sum(0).clamp_min(0)
-            classes = p.argmax(0).to(torch.uint8)
-            near = _near(classes > 0)
-            unsure = restore(entropy, prepared) if uncertainty else None
-            mask = restore(classes, prepared)
-        values = np.array([0, *(v if n in asked else 0 for n, v in self._pairs())], np.uint8)
-        mask = _mapped(mask, values)
-        volumes = _volumes(mask, {name: value for name, value in self._pairs() if name in asked})
-        disagreement = None if members is None else float((entropy - members).clamp_min(0)[near].mean())
-        return Prediction(mask, float(entropy[near].mean()), unsure, volumes, disagreement)
+        with torch.inference_mode():
+            prepared = prepare(image, self.plan, device=device())
+            said = self._refined(self._said(prepared.image[None]), prepared, prompts)
+            found = _found(said, several=len(self._members) > 1)
+            near = _near(found.classes > 0)
+            classes = restore(found.classes, prepared)
+            unsure, *apart = (restore(part, prepared) if uncertainty else None for part in found.maps)
+            entropy, *disagreement = (float(part[near].double().mean()) for part in found.maps)
+        values = {name: value for name, value in zip(self.plan.structures, self.plan.values, strict=True) if name in asked}
+        mask = _mapped(classes, np.array([0, *(values.get(name, 0) for name in self.plan.structures)], np.uint8))
+        return Prediction(mask, entropy, unsure, _volumes(mask, values), *disagreement, *apart)
+
+    def _said(self, image: torch.Tensor) -> torch.Tensor:
+        """(1, C, D, H, W) → (K, D, H, W) logits, of several members (K + 1, D, H, W) as ``_together``."""
+        ask = self._together if len(self._members) > 1 else self._members[0]
+        said: torch.Tensor = self._windows(image, ask)[0]
+        if not bool(said.sum().isfinite()) and sum(net.widen() for net in self._nets):
+            said = self._windows(image, ask)[0]
+        return said
 
     def _asked(self, prompts: Prompts) -> tuple[str, ...]:
         """The structures that are asked for; TrainingError for a prompt that cannot be met."""
         return _asked(prompts, self.plan.structures)
 
-    def _refined(self, p: torch.Tensor, prepared: Prepared, prompts: Prompts) -> torch.Tensor:
-        """(K, D, H, W) probabilities, as a model that takes clicks would change them."""
-        return p
-
-    def _one(self, window: torch.Tensor) -> torch.Tensor:
-        return logits(self._nets[0], window, self.plan)
+    def _refined(self, said: torch.Tensor, prepared: Prepared, prompts: Prompts) -> torch.Tensor:
+        """What ``_said`` gave, as a model that takes clicks would change it."""
+        return said
 
     def _together(self, window: torch.Tensor) -> torch.Tensor:
         """(B, C, *patch) → (B, K + 1, *patch): the mean probabilities, and the mean of the members' entropies."""
-        mean, entropy, number = 0.0, 0.0, 0
-        for net in self._nets:
-            for _ in range(max(1, self._passes)):
-                log_p = logits(net, window, self.plan).float().log_softmax(1)
-                mean, entropy, number = mean + log_p.exp(), entropy - (log_p.exp() * log_p).sum(1, keepdim=True), number + 1
-        return torch.cat([torch.as_tensor(mean), torch.as_tensor(entropy)], 1) / number
-
-    def _pairs(self) -> list[tuple[str, int]]:
-        return list(zip(self.plan.structures, self.plan.values, strict=True))
+        total = torch.zeros((), device=window.device)
+        for member in self._members:
+            p = member(window).softmax(1)
+            total = total + torch.cat([p, torch.special.entr(p).sum(1, keepdim=True)], 1)
+        return total / len(self._members)
 
 
-def _let_dropout(nets: Sequence[nn.Module]) -> bool:
-    """Put the networks' dropout to work; whether there is any."""
-    found = [part for net in nets for part in net.modules() if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0]
-    for part in found:
-        part.train()
-    return bool(found)
+@dataclass(frozen=True)
+class _Found:
+    """On the plan's grid, (D, H, W): uint8 ``classes``, and float32 ``maps``, the entropy and, of several members, what they
+    disagree in."""
+
+    classes: torch.Tensor
+    maps: tuple[torch.Tensor, ...]
+
+
+def _found(said: torch.Tensor, *, several: bool) -> _Found:
+    """Of ``NetPredictor._said``, slab by slab along D: a large volume's numbers are never held twice."""
+    slabs = []
+    for part in said.split(max(1, SLAB * said.shape[1] // said.numel()), 1):
+        p = part[:-1] if several else part.softmax(0)
+        entropy = torch.special.entr(p).sum(0).clamp_min(0)
+        maps = (entropy, (entropy - part[-1]).clamp_min(0)) if several else (entropy,)
+        slabs.append((p.argmax(0).to(torch.uint8), *maps))
+    classes, *joined = (torch.cat(parts) for parts in zip(*slabs, strict=True))
+    return _Found(classes, tuple(joined))
 
 
 class ThresholdPredictor:
@@ -141,9 +156,12 @@ class ThresholdPredictor:
         self._structure, self._value, self._above = structure, value, above
 
     def predict(self, image: hd.Volume | Sequence[hd.Volume], prompts: Prompts, *, uncertainty: bool = False) -> Prediction:
-        """Segment ``image``, or the first channel of several; the threshold is certain, so the entropy is 0."""
-        image = image if isinstance(image, hd.Volume) else image[0]
+        """Segment ``image``, of one channel; the threshold is certain, so the entropy is 0."""
         _asked(prompts, (self._structure,))
+        channels = [image] if isinstance(image, hd.Volume) else list(image)
+        if len(channels) != 1:
+            raise TrainingError(f"{len(channels)} images for 1 channel", remedy="give one volume")
+        (image,) = channels
         mask = image.with_array(np.where(image.array > self._above, self._value, 0).astype(np.uint8))
         unsure = image.with_array(np.zeros(image.spatial_shape, np.float32)) if uncertainty else None
         return Prediction(mask, 0.0, unsure, _volumes(mask, {self._structure: self._value}))
@@ -171,8 +189,11 @@ def _near(foreground: torch.Tensor) -> torch.Tensor:
     """(D, H, W) bool: ``foreground`` and NEIGHBOURHOOD voxels around it; everything where there is none."""
     if not foreground.any():
         return torch.ones_like(foreground)
-    width = 2 * NEIGHBOURHOOD + 1
-    return functional.max_pool3d(foreground[None, None].float(), width, stride=1, padding=NEIGHBOURHOOD)[0, 0] > 0
+    near = foreground[None, None].float()
+    for axis in range(3):  # one after the other: 15 comparisons a voxel instead of 125
+        margin = [NEIGHBOURHOOD * (axis == other) for other in range(3)]
+        near = functional.max_pool3d(near, [2 * side + 1 for side in margin], stride=1, padding=margin)
+    return near[0, 0] > 0
 
 
 def _volumes(mask: hd.Volume, values: dict[str, int]) -> dict[str, float]:

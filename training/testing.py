@@ -9,6 +9,7 @@ import highdicom as hd
 import numpy as np
 import pytest
 
+from catalog import VoxloopError
 from training.errors import TrainingError
 from training.launch import Launcher, TrainJob
 from training.predictor import Point, Predictor, Prompts
@@ -18,7 +19,7 @@ __all__ = ["LauncherTests", "PredictorTests"]
 
 
 class PredictorTests:
-    """Needs the fixtures ``predictor`` and ``image`` (a volume in which the predictor finds something)."""
+    """Needs the fixtures ``predictor`` and ``image`` (a volume of one channel in which the predictor finds something)."""
 
     takes_points = False
 
@@ -27,6 +28,19 @@ class PredictorTests:
         assert prediction.mask.array.dtype == np.uint8
         assert prediction.mask.geometry_equal(image)
         assert prediction.uncertainty is None
+        assert prediction.disagreement_map is None
+
+    def test_one_channel_may_come_as_a_sequence(self, predictor: Predictor, image: hd.Volume) -> None:
+        expected = predictor.predict(image, Prompts()).mask.array
+        assert np.array_equal(predictor.predict([image], Prompts()).mask.array, expected)
+        for channels in ([], [image, image]):
+            with pytest.raises(VoxloopError, match=f"{len(channels)} images for 1 channel"):
+                predictor.predict(channels, Prompts())
+
+    def test_the_same_image_is_answered_the_same(self, predictor: Predictor, image: hd.Volume) -> None:
+        once, again = (predictor.predict(image, Prompts()) for _ in range(2))
+        assert np.array_equal(once.mask.array, again.mask.array)
+        assert (once.entropy, once.disagreement) == (again.entropy, again.disagreement)
 
     def test_a_turned_image_gives_a_turned_mask(self, predictor: Predictor, image: hd.Volume) -> None:
         turned = image.permute_spatial_axes([2, 0, 1]).flip_spatial([0, 2])
@@ -46,6 +60,16 @@ class PredictorTests:
         assert prediction.uncertainty.array.dtype == np.float32
         assert prediction.uncertainty.array.min() >= 0
         assert 0 <= prediction.entropy <= prediction.uncertainty.array.max()
+
+    def test_members_disagree_by_no_more_than_all_are_unsure(self, predictor: Predictor, image: hd.Volume) -> None:
+        prediction = predictor.predict(image, Prompts(), uncertainty=True)
+        apart, unsure = prediction.disagreement_map, prediction.uncertainty
+        assert (prediction.disagreement is None) == (apart is None)
+        if prediction.disagreement is not None and apart is not None and unsure is not None:
+            assert 0 <= prediction.disagreement <= prediction.entropy + 1e-6
+            assert apart.geometry_equal(image)
+            assert (apart.array >= 0).all()
+            assert (apart.array <= unsure.array + 1e-6).all()
 
     def test_asked_classes_alone_are_answered(self, predictor: Predictor, image: hd.Volume) -> None:
         name = next(iter(predictor.predict(image, Prompts()).volumes_ml))

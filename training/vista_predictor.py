@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from datamodules.prepare import Prepared
 from training.errors import TrainingError
+from training.network import autocast
 from training.predictor import NetPredictor, Point, Prompts, asked_classes
 from training.vista_net import Vista3D
 
@@ -36,14 +37,21 @@ class Vista3DPredictor(NetPredictor):
             raise TrainingError(f"a click on {', '.join(unknown)}, which is not asked for", remedy=remedy)
         return asked
 
-    def _refined(self, p: torch.Tensor, prepared: Prepared, prompts: Prompts) -> torch.Tensor:
+    def _refined(self, said: torch.Tensor, prepared: Prepared, prompts: Prompts) -> torch.Tensor:
         if not prompts.points:
-            return p
+            return said
+        with autocast(self.plan, said.device):
+            if len(self._members) > 1:
+                return torch.cat([self._clicked(said[:-1].clone(), prepared, prompts), said[-1:]])
+            return self._clicked(said.softmax(0), prepared, prompts).clamp_min(1e-12).log()
+
+    def _clicked(self, p: torch.Tensor, prepared: Prepared, prompts: Prompts) -> torch.Tensor:
+        """(K, D, H, W) probabilities with the windows around the clicks answered anew."""
         clicks = self._voxels(prompts, prepared)
         short = [max(0, size - there) for size, there in zip(self.plan.patch, p.shape[1:], strict=True)]
         image = functional.pad(prepared.image[None], (0, short[2], 0, short[1], 0, short[0]), mode="replicate")
         for window in self._around(clicks, image.shape[2:]):
-            nets = [net for net in self._nets if isinstance(net, Vista3D)]
+            nets = [frozen.net for frozen in self._nets if isinstance(frozen.net, Vista3D)]
             features = [net.encode(image[(slice(None), slice(None), *window)], classes=False) for net in nets]
             log_p = p[(slice(None), *window)].clamp_min(1e-12).log()
             scores = log_p[1:] - log_p[:1]
