@@ -38,7 +38,7 @@ from serving.errors import ServingError
 from serving.receipt import file_sha256, labels_sha256, segmentation
 from serving.request import Item, Reference, answer, parse
 from training.predictor import NetPredictor, Prediction, Prompts
-from training.run import LABEL_IDS, LABEL_SET, PLAN, WEIGHTS, load_files
+from training.run import LABEL_IDS, LABEL_SET, PLAN, WEIGHTS, load_files, predictor
 
 if TYPE_CHECKING:
     import highdicom as hd
@@ -145,7 +145,7 @@ def load(folder: Path) -> Served:
         label_ids=tuple(origin["label_ids"]),
         readers=tuple(origin["readers"]),
     )
-    return Served(Origin(**origin), plan, label_set, NetPredictor(nets, plan))
+    return Served(Origin(**origin), plan, label_set, predictor(plan, nets))
 
 
 def intact(folder: Path) -> Path:

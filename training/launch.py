@@ -1,11 +1,12 @@
 """Where a training runs: in this process, in several on this machine, as tasks of a Spark cluster, or (the fake) not at all."""
 
 import json
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import logging
+import multiprocessing
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +16,9 @@ from catalog.labelset import LabelSet
 from catalog.progress import Progress
 from datamodules.datamodule import VolumeDataModule
 from datamodules.plan import Plan
+from training.errors import TrainingError
 from training.modules import module
+from training.supervision import Metrics, ended, guarded, supervised
 from training.tracking import RunLog
 from training.worker import finish, work
 
@@ -23,12 +26,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 __all__ = ["DDPLauncher", "FakeLauncher", "Launcher", "LocalLauncher", "SparkLauncher", "TrainJob"]
-
-Metrics = Callable[[int, Mapping[str, float]], None]
-"""Is told an epoch's step and metrics; what it raises stops the training."""
-
-LOOK_EVERY = 2.0
-"""Seconds between two looks at how far other processes are."""
 
 
 @dataclass(frozen=True)
@@ -112,43 +109,54 @@ class LocalLauncher:
         """Train; see Launcher."""
         if self._threads:
             torch.set_num_threads(self._threads)
-        log = RunLog.reopen(job, resume) if resume else RunLog.begin(job)
-        with _ended(log):
+        log = _opened(job, resume)
+        with ended(log):
             work(job, log.run_id, progress=self._progress, on_metrics=self._on_metrics)
         return log.run_id
 
 
 class DDPLauncher:
-    """``processes`` on this machine, a GPU each where there are, else sharing the cores; see LocalLauncher."""
+    """``processes`` on this machine, a GPU each where there are, else sharing the cores; see LocalLauncher.
+
+    They meet on the loopback interface, and none outlives this process.
+    """
 
     def __init__(self, processes: int, *, progress: Progress | None = None, on_metrics: Metrics | None = None) -> None:
         self._processes, self._progress, self._on_metrics = processes, progress, on_metrics
 
     def run(self, job: TrainJob, *, resume: str | None = None) -> str:
-        """Train; see Launcher."""
+        """Train; see Launcher. TrainingError where the processes cannot share the batch or the GPUs."""
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-        log = RunLog.reopen(job, resume) if resume else RunLog.begin(job)
+        from training.loopback import BACKEND
+
+        _check_share(job.plan, self._processes)
+        if 0 < torch.cuda.device_count() < self._processes:
+            raise TrainingError(f"{self._processes} processes, {torch.cuda.device_count()} GPUs", remedy="a GPU a process")
+        log = _opened(job, resume)
         config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=self._processes,
-            run_id=log.run_id,
-            rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
-            max_restarts=0,
-            start_method="spawn",
-            local_addr="127.0.0.1",
+            1, 1, self._processes, run_id=log.run_id, rdzv_backend=BACKEND, max_restarts=0, monitor_interval=0.5
         )
-        with _ended(log), _followed(log, job, self._progress, self._on_metrics):
-            elastic_launch(config, _entry)(job.to_dict(), log.run_id)
+        for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what a process failed of is told once, by TrainingError
+        theirs, ours = multiprocessing.get_context("spawn").Pipe(duplex=False)
+        with ours, theirs, ended(log):
+            supervised(
+                log,
+                job.plan.steps,
+                lambda: elastic_launch(config, _one_here)(job.to_dict(), log.run_id, theirs),
+                ours.close,
+                progress=self._progress,
+                on_metrics=self._on_metrics,
+            )
         return log.run_id
 
 
 class SparkLauncher:
     """``processes`` tasks of a Spark cluster, started together by TorchDistributor; see LocalLauncher.
 
-    The dataset's folder and the tracking server must be reachable from every worker.
+    The dataset's folder and the tracking server must be reachable from every worker, and the workers from each other: they
+    meet on a port of one of them.
     """
 
     def __init__(
@@ -162,14 +170,34 @@ class SparkLauncher:
         self._spark, self._processes, self._progress, self._on_metrics = spark, processes, progress, on_metrics
 
     def run(self, job: TrainJob, *, resume: str | None = None) -> str:
-        """Train; see Launcher."""
+        """Train; see Launcher. TrainingError where the processes cannot share the batch, or outnumber a local Spark's cores."""
         from pyspark.ml.torch.distributor import TorchDistributor
 
-        log = RunLog.reopen(job, resume) if resume else RunLog.begin(job)
-        gpu = torch.cuda.is_available()
-        with _ended(log), _followed(log, job, self._progress, self._on_metrics):
-            distributor = TorchDistributor(num_processes=self._processes, local_mode=False, use_gpu=gpu)
-            distributor.run(_entry, job.to_dict(), log.run_id)
+        context = self._spark.sparkContext
+        _check_share(job.plan, self._processes)
+        local = str(context.master).startswith("local")
+        if local and context.defaultParallelism < self._processes:
+            said = f"{self._processes} processes on a local Spark with {context.defaultParallelism} cores would wait for ever"
+            raise TrainingError(said, about=context.master, remedy=f"use at most {context.defaultParallelism}")
+        gpu = int(context.getConf().get("spark.task.resource.gpu.amount", "0") or 0) > 0
+        if local:
+            gpu = torch.cuda.device_count() >= self._processes
+        log = _opened(job, resume)
+        distributor = TorchDistributor(num_processes=self._processes, local_mode=False, use_gpu=gpu)
+
+        def launch() -> None:
+            context.addJobTag(log.run_id)
+            distributor.run(_one_there, job.to_dict(), log.run_id)
+
+        with ended(log):
+            supervised(
+                log,
+                job.plan.steps,
+                launch,
+                lambda: context.cancelJobsWithTag(log.run_id),
+                progress=self._progress,
+                on_metrics=self._on_metrics,
+            )
         return log.run_id
 
 
@@ -178,78 +206,39 @@ class FakeLauncher:
 
     def run(self, job: TrainJob, *, resume: str | None = None) -> str:
         """Log; see Launcher."""
-        log = RunLog.reopen(job, resume) if resume else RunLog.begin(job)
-        with _ended(log):
+        log = _opened(job, resume)
+        with ended(log):
             log.metrics({"val_dice": 0.0, **{f"val_dice_{name}": 0.0 for name in job.plan.structures}}, 0)
             made = module(job.plan)
             finish(log, job, made, VolumeDataModule(job.dataset, job.plan), [made.net.state_dict()])
         return log.run_id
 
 
-def _entry(job: dict[str, Any], run_id: str) -> str:
-    """What each of several processes runs."""
-    signal.signal(signal.SIGTERM, _terminate)
-    work(TrainJob.from_dict(job), run_id)
-    return run_id
+def _opened(job: TrainJob, resume: str | None) -> RunLog:
+    return RunLog.reopen(job, resume) if resume else RunLog.begin(job)
 
 
-@contextmanager
-def _followed(log: RunLog, job: TrainJob, progress: Progress | None, on_metrics: Metrics | None) -> Iterator[None]:
-    """Report how far the processes are, by what they log. What a callback raises ends the training as a signal would."""
-    stop, raised = threading.Event(), []
-
-    def follow() -> None:
-        seen = -1
-        while not stop.wait(LOOK_EVERY):
-            metrics = log.client.get_run(log.run_id).data.metrics
-            step = int(metrics.get("step", 0))
-            try:
-                if progress:
-                    progress(step, job.plan.steps)
-                if on_metrics and step > seen and "val_score" in metrics:
-                    on_metrics(step, metrics)
-                    seen = step
-            except BaseException as problem:
-                raised.append(problem)
-                signal.raise_signal(signal.SIGTERM)
-                return
-
-    thread = threading.Thread(target=follow, daemon=True)
-    if progress or on_metrics:
-        thread.start()
-    try:
-        yield
-    except BaseException:
-        if raised:
-            raise raised[0] from None
-        raise
-    finally:
-        stop.set()
+def _check_share(plan: Plan, processes: int) -> None:
+    if processes < 1 or plan.batch % processes:
+        remedy = f"make batch in the plan a multiple of {processes}" if processes > 1 else "use 1 or more"
+        raise TrainingError(f"{processes} processes cannot share {plan.batch} patches a step", about="plan", remedy=remedy)
 
 
-@contextmanager
-def _ended(log: RunLog) -> Iterator[None]:
-    """The run's status follows from how the block ends; SIGTERM ends it as an exception."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminate) if main else None
-    interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        with log.system():
-            yield
-        log.end("FINISHED")
-    except (KeyboardInterrupt, SystemExit) as stopped:
-        log.end("KILLED")
-        if isinstance(stopped, SystemExit) and stopped.code == 1:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from None
-        raise
-    except BaseException as problem:
-        log.end("KILLED" if type(problem).__name__ == "SignalException" else "FAILED")
-        raise
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
-            signal.signal(signal.SIGINT, interrupt)  # Lightning leaves it ignored
+def _one_here(job: dict[str, Any], run_id: str, lifeline: Connection) -> None:
+    """What each of DDPLauncher's processes runs."""
+    from training.loopback import stay_on_loopback
+
+    stay_on_loopback()
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    _one(job, run_id, lifeline)
 
 
-def _terminate(number: int, _: Any) -> None:
-    raise SystemExit(128 + number)
+def _one_there(job: dict[str, Any], run_id: str) -> None:
+    """What each of SparkLauncher's processes runs."""
+    _one(job, run_id, None)
+
+
+def _one(job: dict[str, Any], run_id: str, lifeline: Connection | None) -> None:
+    given = TrainJob.from_dict(job)
+    with guarded(RunLog(given.tracking_uri, run_id), lifeline):
+        work(given, run_id, processes=int(os.environ["WORLD_SIZE"]))

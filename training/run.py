@@ -17,6 +17,7 @@ from training.network import network
 from training.predictor import NetPredictor
 
 if TYPE_CHECKING:
+    from training.classification import ClassificationPredictor
     from training.launch import TrainJob
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "load_files",
     "load_job",
     "load_run",
+    "predictor",
 ]
 
 PLAN, LABEL_SET, LABEL_IDS, WEIGHTS, CHECKPOINT = "plan.json", "label_set.json", "label_ids.json", "weights.pt", "last.ckpt"
@@ -52,14 +54,15 @@ class LoadedRun:
 
     def predictor(self) -> NetPredictor:
         """The run's networks, ready to answer; TrainingError where they do not segment."""
-        if self.plan.task == "classification":
-            remedy = "use training.classification.ClassificationPredictor"
-            raise TrainingError("classifies, and segments nothing", about=f"run {self.run_id}", remedy=remedy)
-        if self.plan.task == "vista3d":
-            from training.vista_predictor import Vista3DPredictor
+        return predictor(self.plan, self.nets)
 
-            return Vista3DPredictor(self.nets, self.plan)
-        return NetPredictor(self.nets, self.plan)
+    def classifier(self) -> "ClassificationPredictor":
+        """The run's networks, ready to say what an image shows; TrainingError where they do not classify."""
+        from training.classification import ClassificationPredictor
+
+        if self.plan.task != "classification":
+            raise TrainingError("segments, and classifies nothing", about=f"run {self.run_id}", remedy="use predictor()")
+        return ClassificationPredictor(self.nets, self.plan)
 
 
 def load_run(tracking_uri: str, run_id: str) -> LoadedRun:
@@ -96,6 +99,20 @@ def load_job(tracking_uri: str, run_id: str) -> "TrainJob":
     except (MlflowException, OSError) as problem:
         raise TrainingError(f"cannot be gone on with: {problem}", about=f"run {run_id}", remedy="train anew") from None
     return TrainJob.from_dict({**stored, "tracking_uri": tracking_uri})
+
+
+def predictor(plan: Plan, nets: Sequence[nn.Module]) -> NetPredictor:
+    """What answers a volume with a label map: the networks of a run of ``plan`` together; VISTA3D's take clicks too.
+
+    TrainingError where they do not segment.
+    """
+    if plan.task == "classification":
+        raise TrainingError("a classification segments nothing", about="plan", remedy="use LoadedRun.classifier()")
+    if plan.task == "vista3d":
+        from training.vista_predictor import Vista3DPredictor
+
+        return Vista3DPredictor(nets, plan)
+    return NetPredictor(nets, plan)
 
 
 def load_files(folder: Path) -> tuple[Plan, LabelSet, list[nn.Module]]:

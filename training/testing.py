@@ -12,7 +12,7 @@ import pytest
 from training.errors import TrainingError
 from training.launch import Launcher, TrainJob
 from training.predictor import Point, Predictor, Prompts
-from training.run import load_run
+from training.run import load_job, load_run
 
 __all__ = ["LauncherTests", "PredictorTests"]
 
@@ -61,22 +61,34 @@ class PredictorTests:
 
 
 class LauncherTests:
-    """Needs the fixtures ``launcher`` and ``job``."""
+    """Needs the fixtures ``launcher`` and ``job``, of the class or wider: one run serves all tests."""
 
-    def test_a_run_can_be_loaded_and_traced(self, launcher: Launcher, job: TrainJob) -> None:
-        run = load_run(job.tracking_uri, launcher.run(job))
+    @pytest.fixture(scope="class")
+    @classmethod
+    def run_id(cls, launcher: Launcher, job: TrainJob) -> str:
+        """A finished run."""
+        return launcher.run(job)
+
+    def test_a_run_can_be_loaded_and_traced(self, run_id: str, job: TrainJob) -> None:
+        run = load_run(job.tracking_uri, run_id)
         assert (run.plan, run.label_set) == (job.plan, job.label_set)
         assert (run.label_ids, run.readers) == (job.label_ids, job.readers)
         assert job.tags().items() <= run.tags.items()
         assert all(f"val_dice_{name}" in run.metrics for name in job.plan.structures)
 
-    def test_the_runs_inputs_name_the_versions(self, launcher: Launcher, job: TrainJob) -> None:
+    def test_the_runs_inputs_name_the_versions(self, run_id: str, job: TrainJob) -> None:
         from mlflow import MlflowClient
 
         client = MlflowClient(job.tracking_uri)
-        run_id = launcher.run(job)
         logged = {item.dataset.name: item.dataset.digest for item in client.get_run(run_id).inputs.dataset_inputs}
         assert logged["object_catalog"] == str(job.catalog_version)
         assert logged["labels"] == str(job.labels_version)
         assert {"plan.json", "label_set.json", "slices.png", "weights.pt"} <= {f.path for f in client.list_artifacts(run_id)}
         assert client.get_run(run_id).info.status == "FINISHED"
+
+    def test_the_job_can_be_read_back(self, run_id: str, job: TrainJob) -> None:
+        assert load_job(job.tracking_uri, run_id) == job
+
+    def test_a_finished_run_is_not_gone_on_with(self, launcher: Launcher, run_id: str, job: TrainJob) -> None:
+        with pytest.raises(TrainingError, match="has finished"):
+            launcher.run(job, resume=run_id)

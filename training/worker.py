@@ -3,7 +3,9 @@
 import logging
 import math
 import os
+import signal
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
@@ -28,7 +31,7 @@ from training.tracking import RunLog
 if TYPE_CHECKING:
     from training.launch import TrainJob
 
-__all__ = ["Keeper", "finish", "work"]
+__all__ = ["Keeper", "callbacks", "finish", "work"]
 
 CLIP = 5.0  # the gradient's largest norm
 REPORT_EVERY = 3.0  # seconds between two reports of one of several processes
@@ -39,27 +42,26 @@ def work(
     job: "TrainJob",
     run_id: str,
     *,
+    processes: int = 1,
     progress: Progress | None = None,
     on_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> None:
     """Train ``job`` and write to the run ``run_id``, going on from its checkpoint where it has one.
 
-    Alone, or as one of the processes that torch's environment variables (WORLD_SIZE, RANK) speak of: then the first writes.
+    One of ``processes``: of several, torch's environment variables say which, and the first writes.
     """
-    processes = int(os.environ.get("WORLD_SIZE", 1))
     log = RunLog(job.tracking_uri, run_id)
     with tempfile.TemporaryDirectory() as scratch, _quiet():
-        made = module(job.plan, weights=Path(job.weights) if job.weights else None)
+        checkpoint = log.download_checkpoint(Path(scratch))
+        made = module(job.plan, weights=Path(job.weights) if job.weights and not checkpoint else None)
         data, keeper = VolumeDataModule(job.dataset, job.plan), Keeper(job.plan.ensemble)
         reporter = _Reporter(log, progress, on_metrics, alone=processes == 1)
         validated = bool(data.info.rows.get("validation"))
-        trainer = _trainer(job.plan, processes, [keeper, *_callbacks(job.plan, validated), reporter], Path(scratch))
-        trainer.fit(made, data, ckpt_path=log.download_checkpoint(Path(scratch)), weights_only=True)
-        if trainer.is_global_zero:
+        trainer = _trainer(job.plan, processes, [*callbacks(job.plan, keeper, validated=validated), reporter], Path(scratch))
+        trainer.fit(made, data, ckpt_path=checkpoint, weights_only=True)
+        if trainer.is_global_zero:  # the others need not wait: what follows is this process's alone
             states = keeper.states or [_state(made.net)]
             finish(log, job, made, data, states, trainer.global_step)
-        if processes > 1:
-            trainer.strategy.barrier()
 
 
 def finish(
@@ -115,18 +117,34 @@ class Keeper(pl.Callback):  # type: ignore[misc]
         self._kept = [(score, step, weights) for score, step, weights in state["kept"]]
 
 
+class _Draws(pl.Callback):  # type: ignore[misc]
+    """What a network itself draws (dropout) follows from the seed and the epoch, so that a resumed training draws alike."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        key = np.random.SeedSequence((self._seed, trainer.current_epoch, trainer.global_rank))
+        torch.manual_seed(int(key.generate_state(1)[0]))
+
+
 class _Reporter(pl.Callback):  # type: ignore[misc]
     """Progress by step; metrics and a checkpoint by epoch."""
 
     def __init__(self, log: RunLog, progress: Progress | None, on_metrics: Any, *, alone: bool) -> None:
         self._log, self._progress, self._on_metrics, self._alone = log, progress, on_metrics, alone
         self._reported = 0.0
+        self._on_signal = signal.getsignal(signal.SIGTERM)
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if threading.current_thread() is threading.main_thread():  # Lightning's own handler waits for all processes
+            signal.signal(signal.SIGTERM, self._on_signal)
         if trainer.global_step == 0:
             self._checkpoint(trainer)  # of the start: what is stopped in its first epoch begins again alike
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True  # an epoch that is cut short validates too
         if self._progress:
             self._progress(trainer.global_step, trainer.max_steps)
         if not self._alone and trainer.is_global_zero and time.monotonic() - self._reported > REPORT_EVERY:
@@ -142,7 +160,7 @@ class _Reporter(pl.Callback):  # type: ignore[misc]
             self._on_metrics(trainer.global_step, values)
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:  # a checkpoint of on_train_epoch_end resumes to nothing
-        if trainer.global_step < trainer.max_steps:
+        if not trainer.should_stop:  # else its last epoch is trained again, and ends alike
             self._checkpoint(trainer)
 
     def _checkpoint(self, trainer: pl.Trainer) -> None:
@@ -152,20 +170,25 @@ class _Reporter(pl.Callback):  # type: ignore[misc]
             self._log.upload_checkpoint(path)
 
 
-def _callbacks(plan: Plan, validated: bool) -> Iterator[pl.Callback]:
-    """Averaged weights validate; a training that does not get better stops."""
+def callbacks(plan: Plan, keeper: Keeper, *, validated: bool) -> Iterator[pl.Callback]:
+    """What a plan asks for, in the order that it needs: averaged weights validate, and ``keeper`` takes them before they are
+    swapped back; a training that does not get better stops, which is known before the epoch's checkpoint is written."""
+    yield keeper
     if plan.ema:
         yield EMAWeightAveraging(decay=plan.ema)
     if plan.patience and validated:
-        yield EarlyStopping("val_score", mode="max", patience=plan.patience, strict=False)
+        yield EarlyStopping("val_score", mode="max", patience=plan.patience, strict=False, check_on_train_epoch_end=False)
+    yield _Draws(plan.seed)
 
 
 def _trainer(plan: Plan, processes: int, callbacks: list[pl.Callback], scratch: Path) -> pl.Trainer:
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if processes > 1 else 1
     return pl.Trainer(
         accelerator="auto",
-        devices=1 if processes == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
-        num_nodes=1 if processes == 1 else processes // int(os.environ.get("LOCAL_WORLD_SIZE", processes)),
+        devices=here,
+        num_nodes=processes // here,
         strategy="auto" if processes == 1 else "ddp",
+        sync_batchnorm=processes > 1 and device().type == "cuda",  # torch has none for CPUs
         precision=precision(plan, device()),
         max_steps=plan.steps,
         max_epochs=math.ceil(plan.steps / plan.validate_every),
