@@ -137,8 +137,9 @@ class DDPLauncher:
         config = LaunchConfig(
             1, 1, self._processes, run_id=log.run_id, rdzv_backend=BACKEND, max_restarts=0, monitor_interval=0.5
         )
-        for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what a process failed of is told once, by TrainingError
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
+                logging.getLogger(name).setLevel(logging.CRITICAL)  # what a process failed of is told once, by TrainingError
         theirs, ours = multiprocessing.get_context("spawn").Pipe(duplex=False)
         with ours, theirs, ended(log):
             supervised(

@@ -212,12 +212,14 @@ def _state(net: torch.nn.Module) -> State:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without Lightning's advice on workers, devices and loggers."""
-    said = logging.getLogger("pytorch_lightning")
-    level = said.level
-    said.setLevel(logging.ERROR)
+    talkers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [talker.level for talker in talkers]
+    for talker in talkers:
+        talker.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        said.setLevel(level)
+        for talker, level in zip(talkers, levels, strict=True):
+            talker.setLevel(level)

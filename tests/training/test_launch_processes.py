@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = pytest.mark.slow
-WEIGHTS, METRICS = 1e-4, 1e-3  # tolerances: two halves of a batch are added up in another order
+WEIGHTS, ON_AVERAGE, METRICS = 1e-3, 1e-6, 1e-4
+"""Tolerances. Two halves of a batch are added up in another order, which Adam makes more of where a gradient is almost nothing:
+a weight may differ by a quarter of the learning rate, but hardly any does."""
 
 
 class Told:
@@ -33,8 +36,9 @@ class Told:
 
     def progress(self, done: int, total: int) -> None:
         self.steps.append(done)
-        for process in trainers():
-            self.listening |= {c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+        for process in [psutil.Process(), *trainers()]:
+            with suppress(psutil.Error):
+                self.listening |= {c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
 
     def on_metrics(self, step: int, values: Mapping[str, float]) -> None:
         assert {"val_score", "train_loss"} <= values.keys()
@@ -45,12 +49,10 @@ def trainers() -> list[psutil.Process]:
     """This process's descendants that train, or start those that do."""
     found = []
     for process in psutil.Process().children(recursive=True):
-        try:
+        with suppress(psutil.Error):
             line = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        if any(part in line for part in ("spawn_main", "torch.distributed", "torch_run_process", "train.py")):
-            found.append(process)
+            if any(part in line for part in ("spawn_main", "torch.distributed", "torch_run_process", "train.py")):
+                found.append(process)
     return found
 
 
@@ -58,7 +60,11 @@ def agrees(job: TrainJob, first: str, second: str) -> None:
     """The final weights and the validation's metrics are the same within the tolerances."""
     one, two = load_run(job.tracking_uri, first), load_run(job.tracking_uri, second)
     for mine, theirs in zip(one.nets, two.nets, strict=True):
-        torch.testing.assert_close(dict(mine.state_dict()), dict(theirs.state_dict()), rtol=0, atol=WEIGHTS)
+        apart = torch.cat(
+            [(a - b).detach().abs().flatten() for a, b in zip(mine.parameters(), theirs.parameters(), strict=True)]
+        )
+        assert float(apart.max()) < WEIGHTS
+        assert float(apart.mean()) < ON_AVERAGE
     names = [name for name in one.metrics if name.startswith(("val_", "final_dice", "train_loss"))]
     assert len(names) > 4
     assert {name: two.metrics[name] for name in names} == pytest.approx(
