@@ -108,8 +108,8 @@ def prepare_mask(mask: hd.Volume, plan: Plan) -> torch.Tensor:
 def restore(result: torch.Tensor, prepared: Prepared) -> hd.Volume:
     """Bring what a network said of ``prepared`` back to the original grid: same shape, same affine.
 
-    ``result`` is (D, H, W) of a floating type (linear; an entropy map) or classes of an integer type (up to 255). Of these each one's share of a voxel is
-    resampled, linearly, and the largest wins: borders are smoother than those of nearest voxels.
+    ``result`` is (D, H, W) of a floating type (linear; an entropy map) or classes of an integer type (up to 255). Of these
+    each one's share of a voxel is resampled, linearly, and the largest wins: borders are smoother than those of nearest voxels.
     """
     size = prepared.canonical.spatial_shape
     array = _linear(result.float(), size) if result.is_floating_point() else _smooth(result.to(torch.uint8), size)
