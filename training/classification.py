@@ -71,14 +71,14 @@ class ClassificationModule(PlanModule):
 class ClassificationPredictor:
     """Trained networks with their plan, answering together; on the GPU where there is one."""
 
-    def __init__(self, nets: Sequence[nn.Module], plan: Plan) -> None:
+    def __init__(self, nets: nn.Module | Sequence[nn.Module], plan: Plan) -> None:
         self.plan = plan
         self._device = device()
-        self._nets = [net.to(self._device).eval() for net in nets]
+        self._nets = [net.to(self._device).eval() for net in ([nets] if isinstance(nets, nn.Module) else nets)]
 
     def predict(self, image: hd.Volume | Sequence[hd.Volume]) -> dict[str, float]:
         """The probability (0…1) of each of the plan's structures in ``image``, a volume a channel (LPS, mm)."""
-        seen = _centre(prepare(image, self.plan).image[None].to(self._device), self.plan)
+        seen = _centre(prepare(image, self.plan, device=self._device).image[None], self.plan)
         with torch.inference_mode(), autocast(self.plan, self._device):
             said = [_probabilities(_scores(net, seen, self.plan), self.plan)[0] for net in self._nets]
         return dict(zip(self.plan.structures, torch.stack(said).mean(0).tolist(), strict=True))

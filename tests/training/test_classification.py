@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import distributed, multiprocessing
 from torch.utils.data import DataLoader
 
 from datamodules.plan import Plan
@@ -137,6 +138,33 @@ def test_a_predictor_gives_the_mean_of_its_networks_probabilities() -> None:
 
     answer = ClassificationPredictor([Sure(), Unsure()], plan()).predict(image)
     assert answer == {"bright": pytest.approx(0.75), "striped": pytest.approx(0.25)}
+
+
+def share(rank: int, store: str, found: Path) -> None:
+    """A process's gradient of every other case, averaged as DDP does."""
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    together = torch.stack(learned(slice(rank, None, 2))) / 2
+    distributed.all_reduce(together)
+    if rank == 0:
+        torch.save(together, found)
+    distributed.destroy_process_group()
+
+
+def learned(which: slice) -> list[torch.Tensor]:
+    """Loss and gradient of some of four cases that are unevenly annotated."""
+    batch = {name: value[which] for name, value in cases((8, 16, 16), ANY[:4]).items() if name != "counted"}
+    batch["annotated"] = torch.tensor([[True, True], [True, False], [True, True], [False, False]])[which]
+    learner = ClassificationModule(plan(), make=lambda _: Echo())
+    weight = torch.ones((), requires_grad=True)
+    loss = learner.loss({**batch, "image": batch["image"] * weight})
+    loss.backward()
+    assert weight.grad is not None
+    return [loss.detach(), weight.grad]
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    multiprocessing.spawn(share, (str(tmp_path / "store"), tmp_path / "found.pt"), nprocs=2)
+    assert torch.allclose(torch.load(tmp_path / "found.pt"), torch.stack(learned(slice(None))), atol=1e-6)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
