@@ -119,4 +119,4 @@ def _done(result: torch.Tensor) -> torch.Tensor:
 def _dices(ours: torch.Tensor, expected: torch.Tensor) -> list[float]:
     """A class each; 1 where both are empty."""
     both, total = (ours & expected).flatten(1).sum(1), ours.flatten(1).sum(1) + expected.flatten(1).sum(1)
-    return torch.where(total > 0, 2 * both / total.clamp_min(1), 1.0).tolist()
+    return [float(dice) for dice in torch.where(total > 0, 2 * both / total.clamp_min(1), 1.0)]

@@ -61,9 +61,16 @@ def _loader(settings: Settings, n: int) -> "BenchResult":
     return loader_bench.bench(settings.home / "bench" / "loader", n=n)
 
 
+def _infer(settings: Settings, n: int) -> "BenchResult":
+    from experiments import infer_bench
+
+    return infer_bench.bench(n=n)
+
+
 BENCHES = {
     "ingest": Bench(_ingest, 4000),
     "ingest-memory": Bench(_ingest_memory, 100_000),
     "qido": Bench(_qido, 1_000_000),
     "loader": Bench(_loader, 24),
+    "infer": Bench(_infer, 10),
 }
