@@ -55,7 +55,7 @@ def work(
         checkpoint = log.download_checkpoint(Path(scratch))
         made = module(job.plan, weights=Path(job.weights) if job.weights and not checkpoint else None)
         data, keeper = VolumeDataModule(job.dataset, job.plan), Keeper(job.plan.ensemble)
-        reporter = _Reporter(log, progress, on_metrics, alone=processes == 1)
+        reporter = _Reporter(log, job.plan.steps, progress, on_metrics, alone=processes == 1)
         validated = bool(data.info.rows.get("validation"))
         trainer = _trainer(job.plan, processes, [*callbacks(job.plan, keeper, validated=validated), reporter], Path(scratch))
         trainer.fit(made, data, ckpt_path=checkpoint, weights_only=True)
@@ -131,7 +131,8 @@ class _Draws(pl.Callback):  # type: ignore[misc]
 class _Reporter(pl.Callback):  # type: ignore[misc]
     """Progress by step; metrics and a checkpoint by epoch."""
 
-    def __init__(self, log: RunLog, progress: Progress | None, on_metrics: Any, *, alone: bool) -> None:
+    def __init__(self, log: RunLog, steps: int, progress: Progress | None, on_metrics: Any, *, alone: bool) -> None:
+        self._steps = steps
         self._log, self._progress, self._on_metrics, self._alone = log, progress, on_metrics, alone
         self._reported = 0.0
         self._on_signal = signal.getsignal(signal.SIGTERM)
@@ -143,10 +144,10 @@ class _Reporter(pl.Callback):  # type: ignore[misc]
             self._checkpoint(trainer)  # of the start: what is stopped in its first epoch begins again alike
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step >= trainer.max_steps:
+        if trainer.global_step >= self._steps:
             trainer.should_stop = True  # an epoch that is cut short validates too
         if self._progress:
-            self._progress(trainer.global_step, trainer.max_steps)
+            self._progress(trainer.global_step, self._steps)
         if not self._alone and trainer.is_global_zero and time.monotonic() - self._reported > REPORT_EVERY:
             self._reported = time.monotonic()
             self._log.metrics({"step": float(trainer.global_step)}, trainer.global_step)
@@ -156,12 +157,10 @@ class _Reporter(pl.Callback):  # type: ignore[misc]
         values["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         if trainer.is_global_zero:
             self._log.metrics(values if self._alone else {**values, "step": float(trainer.global_step)}, trainer.global_step)
-        if self._on_metrics:
-            self._on_metrics(trainer.global_step, values)
-
-    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:  # a checkpoint of on_train_epoch_end resumes to nothing
         if not trainer.should_stop:  # else its last epoch is trained again, and ends alike
             self._checkpoint(trainer)
+        if self._on_metrics:
+            self._on_metrics(trainer.global_step, values)
 
     def _checkpoint(self, trainer: pl.Trainer) -> None:
         path = Path(trainer.default_root_dir) / CHECKPOINT
@@ -177,7 +176,7 @@ def callbacks(plan: Plan, keeper: Keeper, *, validated: bool) -> Iterator[pl.Cal
     if plan.ema:
         yield EMAWeightAveraging(decay=plan.ema)
     if plan.patience and validated:
-        yield EarlyStopping("val_score", mode="max", patience=plan.patience, strict=False, check_on_train_epoch_end=False)
+        yield EarlyStopping("val_score", mode="max", patience=plan.patience, strict=False)
     yield _Draws(plan.seed)
 
 
@@ -190,7 +189,7 @@ def _trainer(plan: Plan, processes: int, callbacks: list[pl.Callback], scratch: 
         strategy="auto" if processes == 1 else "ddp",
         sync_batchnorm=processes > 1 and device().type == "cuda",  # torch has none for CPUs
         precision=precision(plan, device()),
-        max_steps=plan.steps,
+        # no max_steps: with it Lightning takes a checkpoint of an epoch's end for one of its middle
         max_epochs=math.ceil(plan.steps / plan.validate_every),
         gradient_clip_val=CLIP,
         reload_dataloaders_every_n_epochs=1,
