@@ -102,7 +102,7 @@ def load_job(tracking_uri: str, run_id: str) -> "TrainJob":
 
 
 def predictor(plan: Plan, nets: Sequence[nn.Module]) -> NetPredictor:
-    """What answers a volume with a label map: the networks of a run of ``plan`` together.
+    """What answers a volume with a label map: the networks of a run of ``plan`` together; VISTA3D's take clicks too.
 
     TrainingError where they do not segment.
     """
