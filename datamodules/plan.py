@@ -105,7 +105,7 @@ class Plan:
             "spacing": fingerprint.spacing,
             "channels": fingerprint.channels,
             "normalization": ["ct" if modality == "CT" else "zscore" for modality in fingerprint.modalities],
-            "intensities": fingerprint.intensities,
+            "intensities": _intensities(fingerprint),
             "structures": [structure.name for structure in label_set.structures],
             "values": [structure.value for structure in label_set.structures],
         }
@@ -151,6 +151,14 @@ class Plan:
         """The part of the plan that a prepared volume depends on; two plans that agree on it share their datasets."""
         stored = self.to_dict()
         return {name: stored[name] for name in PREPARATION}
+
+
+def _intensities(fingerprint: Fingerprint) -> list[tuple[float, ...]]:
+    """What ``ct`` goes by; nothing where no channel is CT, so that a new label does not prepare all cases anew."""
+    if "CT" not in fingerprint.modalities:
+        return []
+    measured = zip(fingerprint.modalities, fingerprint.intensities, strict=False)
+    return [values if modality == "CT" else (0.0, 0.0, 0.0, 1.0) for modality, values in measured]
 
 
 _COUNTS = ("batch", "patches", "steps", "validate_every", "patience", "ensemble", "seed")

@@ -67,10 +67,17 @@ def _infer(settings: Settings, n: int) -> "BenchResult":
     return infer_bench.bench(n=n)
 
 
+def _train(settings: Settings, n: int) -> "BenchResult":
+    from experiments import train_bench
+
+    return train_bench.bench(settings.home / "bench" / "train", n=n)
+
+
 BENCHES = {
     "ingest": Bench(_ingest, 4000),
     "ingest-memory": Bench(_ingest_memory, 100_000),
     "qido": Bench(_qido, 1_000_000),
     "loader": Bench(_loader, 24),
     "infer": Bench(_infer, 10),
+    "train": Bench(_train, 24),
 }

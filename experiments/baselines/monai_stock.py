@@ -36,7 +36,7 @@ def train(folder: Path, *, batch: int = 8, patch: int = 32, epochs: int = 3, cas
     """
     device = _device()
     torch.manual_seed(0)
-    dataset = CacheDataset(_cases(folder, cases), _pipeline(patch), num_workers=WORKERS)
+    dataset = CacheDataset(_cases(folder, cases), _pipeline(patch), num_workers=WORKERS, progress=False)
     loader = DataLoader(dataset, batch_size=batch, shuffle=True, num_workers=WORKERS, drop_last=True)
     net = SegResNet(3, 32, 1, 3, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1)).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
