@@ -16,6 +16,7 @@ from training.topology import arguments, classes, divisor
 
 __all__ = ["autocast", "device", "logits", "network", "outputs", "precision"]
 
+COARSEST = 4
 SAME = {"in_channels": ("n_input_channels",), "out_channels": ("num_classes",)}  # what some of MONAI's classifiers call them
 
 
@@ -72,9 +73,14 @@ def device() -> torch.device:
 
 
 def precision(plan: Plan, on: torch.device) -> str:
-    """Lightning's name of what ``plan.precision`` means ``on`` a device: ``bf16-mixed`` or ``32-true``."""
+    """Lightning's name of what ``plan.precision`` means ``on`` a device: ``bf16-mixed`` or ``32-true``.
+
+    ``auto`` on a CPU is bf16 only where the network's coarsest grid is known to have COARSEST voxels an axis: on smaller ones
+    torch 2.14's gradients of 3-D convolutions in bf16 were seen to hold what happened to lie in memory, not a number at times.
+    """
     if plan.precision == "auto":
-        return "bf16-mixed" if _computes_bf16(on) else "32-true"
+        sound = on.type != "cpu" or (plan.task == "segmentation" and _coarsest(plan) >= COARSEST)
+        return "bf16-mixed" if _computes_bf16(on) and sound else "32-true"
     return "bf16-mixed" if plan.precision == "bf16" else "32-true"
 
 
@@ -83,6 +89,13 @@ def autocast(plan: Plan, on: torch.device) -> AbstractContextManager[object]:
     enabled = precision(plan, on) == "bf16-mixed"
     context: AbstractContextManager[object] = torch.autocast(on.type, dtype=torch.bfloat16, enabled=enabled)
     return context
+
+
+def _coarsest(plan: Plan) -> int:
+    """The shortest side of the network's coarsest grid; 0 where the network is not one whose halvings are known."""
+    by = divisor(plan)
+    sides = [side // part for side, part in zip(plan.patch, by, strict=True)][-plan.dimensions :]
+    return min(sides) if max(by) > 1 else 0
 
 
 def _computes_bf16(on: torch.device) -> bool:

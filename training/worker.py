@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from catalog.progress import Progress
 from datamodules.datamodule import VolumeDataModule
 from datamodules.plan import Plan
+from training.errors import TrainingError
 from training.evaluation import evaluate
 from training.module import PlanModule
 from training.modules import module
@@ -154,6 +155,9 @@ class _Reporter(pl.Callback):  # type: ignore[misc]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if not math.isfinite(values.get("train_loss", 0.0)):
+            remedy = "lower learning_rate, or set precision to '32' in the plan"
+            raise TrainingError("the loss is not a number any more", about=f"step {trainer.global_step}", remedy=remedy)
         values["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         if trainer.is_global_zero:
             self._log.metrics(values if self._alone else {**values, "step": float(trainer.global_step)}, trainer.global_step)

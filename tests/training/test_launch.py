@@ -218,3 +218,10 @@ def test_an_unknown_run_is_named(mlflow_server: str) -> None:
     for load in (load_run, load_job):
         with pytest.raises(TrainingError, match="run nothing"):
             load(mlflow_server, "nothing")
+
+
+def test_a_loss_that_is_no_number_stops_the_training(job: TrainJob) -> None:
+    lost = replace(job, experiment="lost", plan=replace(job.plan, learning_rate=1e30))
+    with pytest.raises(TrainingError, match="not a number"):
+        LocalLauncher(threads=1).run(lost)
+    assert latest(lost)[1] == "FAILED"

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,12 +126,14 @@ def test_a_classifier_gives_a_score_a_structure(name: str, patch: tuple[int, int
 
 
 def test_precision_follows_the_plan_and_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, auto = torch.device("cpu"), plan("UNet", precision="auto")
+    cpu, auto = torch.device("cpu"), plan("UNet", precision="auto", patch=(32, 32, 32))
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
     assert precision(auto, cpu) == "32-true"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert precision(auto, cpu) == "bf16-mixed"
+    for unsound in (replace(auto, patch=(16, 32, 32)), replace(auto, network="mine.nets:Net")):
+        assert precision(unsound, cpu) == "32-true"
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.delattr(torch.cpu, name)
     assert precision(auto, cpu) == "32-true"
