@@ -1,6 +1,7 @@
 """`voxloop train`: a training on a project's labels, a folder of NIfTI files or a dataset that was carried here."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -146,8 +147,13 @@ def _fingerprint(chosen: "TrainingSet", spark: _Spark) -> Any:
 def _job(
     settings: Settings, chosen: "TrainingSet", plan: "Plan", spark: _Spark, uri: str, name: str, weights: Path | None
 ) -> "TrainJob":
+    from training.download import sha256_of
     from voxloop.revision import code_revision
 
+    if weights is not None and not weights.is_file():
+        raise FrontDoorError("no such file", about=f"--weights {weights}", remedy="check the path, or: voxloop weights vista3d")
+    if weights is not None and plan.task == "vista3d":  # so that the run says what it began from
+        plan = replace(plan, network_args={**plan.network_args, "weights_sha256": sha256_of(weights)})
     if chosen.prepared is not None:
         dataset = chosen.prepared
     else:
