@@ -35,6 +35,7 @@ ON_A_GPU: dict[str, Any] = {
 }
 VISTA3D: dict[str, Any] = {"network": "VISTA3D", "network_args": {}, "learning_rate": 1e-4}  # the rate is the bundle's
 VISTA3D_SIDE = 16, 32, 128  # of a patch: a multiple of, at least, and what the published weights were trained on
+ON_A_CPU: dict[str, Any] = {"ema": 0.99, "steps": 5000, "validate_every": 500}
 
 
 def device_memory() -> int:
@@ -47,9 +48,9 @@ def device_memory() -> int:
 def suited(plan: Plan, on: torch.device, given: Collection[str] = ()) -> Plan:
     """``plan`` with a network for the device, and the fields that go with it, unless ``network`` is among the ``given`` ones.
 
-    A segmentation takes DynUNet with deep supervision on a GPU and the plan's small network on a CPU; a classification takes
-    DenseNet121, or ResNet-10 where an image has fewer than the 32 voxels that DenseNet halves away. VISTA3D takes its own
-    arguments, patch and learning rate unless those are given.
+    A segmentation takes DynUNet with deep supervision on a GPU and, for some minutes unless the steps are given, the plan's
+    small network on a CPU; a classification takes DenseNet121, or ResNet-10 where an image has fewer than the 32 voxels that
+    DenseNet halves away. VISTA3D takes its own arguments, patch and learning rate unless those are given.
     """
     if plan.task == "vista3d":
         own = {**VISTA3D, "patch": _vista3d_patch(plan, on)}
@@ -59,9 +60,10 @@ def suited(plan: Plan, on: torch.device, given: Collection[str] = ()) -> Plan:
     if plan.task == "classification":
         fits = min(plan.patch[-plan.dimensions :]) >= 32
         return replace(plan, network="DenseNet121" if fits else "resnet10", network_args={})
-    if plan.task == "segmentation" and on.type == "cuda":
-        return replace(plan, **{name: value for name, value in ON_A_GPU.items() if name not in given})
-    return plan
+    if plan.task != "segmentation" or (on.type == "cpu" and "steps" in given):
+        return plan
+    own = ON_A_GPU if on.type == "cuda" else ON_A_CPU
+    return replace(plan, **{name: value for name, value in own.items() if name not in given})
 
 
 def _vista3d_patch(plan: Plan, on: torch.device) -> tuple[int, ...]:

@@ -144,7 +144,7 @@ def _project(home: Path, cohort: Cohort) -> Project:
             "cohort": "select distinct SeriesInstanceUID, StudyInstanceUID, PatientID from instances"
             f" where contains(path, '/imported/{cohort.name}/images/')",
             "label_set": cohort.label_set.to_dict(),
-            "plan": {},
+            "plan": {"steps": 500, "validate_every": 100},  # a round takes a minute or two
             "split": {"validation": VALIDATION, "holdout": HOLDOUT, "seed": cohort.name},
             "model": f"voxloop-{cohort.name}",
             "margin": 0.02,

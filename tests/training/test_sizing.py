@@ -81,7 +81,8 @@ def test_the_count_is_near_what_a_step_really_saves() -> None:
 
 def test_a_gpu_gets_the_larger_network_unless_one_is_given() -> None:
     small = plan("UNet")
-    assert suited(small, CPU) == small
+    assert suited(small, CPU, {"steps"}) == small
+    assert suited(small, CPU).network == "UNet" and suited(small, CPU).steps > small.steps
     assert suited(small, GPU).network == "DynUNet" and suited(small, GPU).deep_supervision
     assert suited(small, GPU, {"network"}) == small
     assert suited(small, GPU, {"steps"}).steps == small.steps

@@ -24,7 +24,7 @@ from voxloop.tracking import tracking_server
 pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL) for line in block.splitlines()]
-SMALL = {"steps: 2000": "steps: 200", "[16, 32, 64, 128]": "[8, 8, 16]"}
+SMALL = {"steps: 2000": "steps: 120", "{res_block: true}": "{filters: [8, 8, 16, 16, 16]}"}
 
 
 @pytest.fixture(scope="module")
