@@ -1,7 +1,6 @@
 """A dataset as Lightning reads it: seeded patches to train on, whole cases to validate on."""
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from datamodules.errors import DataError
 from datamodules.patches import cut, draw
 from datamodules.plan import Plan
 from datamodules.prefetch import Batch, ahead
+from datamodules.prepare import by_plan
 from datamodules.sample import Sample
 
 __all__ = ["Batches", "VolumeDataModule"]
@@ -72,12 +72,10 @@ class VolumeDataModule(pl.LightningDataModule):  # type: ignore[misc]
             )
         return Batches(plan.validate_every, lambda: self._ahead(self.epoch, max(2, plan.patches)))
 
-    def val_dataloader(self) -> "Batches | _Nothing":
+    def val_dataloader(self) -> Batches:
         """This process's part of the validation cases; none where the dataset has none."""
         _, ranks = self._process()
         number = -(-self.info.rows.get("validation", 0) // ranks)
-        if not number:
-            return _Nothing()
         return Batches(number, lambda: self._ahead(lambda: self._validation(number), VALIDATED_AHEAD))
 
     def epoch(self, number: int | None = None) -> Iterator[Batch]:
@@ -114,8 +112,12 @@ class VolumeDataModule(pl.LightningDataModule):  # type: ignore[misc]
     def _volumes(self, role: str, cache: Cache) -> Volumes:
         from datamodules._petastorm import samples
 
-        folder = self.info.path / role
-        return Volumes(partial(samples, folder), self.info.rows.get(role, 0), cache, role=role, about=str(folder))
+        folder, plan = self.info.path / role, self._plan
+
+        def read(order: Sequence[int]) -> Iterator[Sample]:
+            return (by_plan(sample, plan) for sample in samples(folder, order))
+
+        return Volumes(read, self.info.rows.get(role, 0), cache, role=role, about=str(folder))
 
     def _kept(self) -> Cache:
         if self._cache is None or self._cache.device != self._device():
@@ -139,10 +141,3 @@ def _batch(sample: Sample, image: torch.Tensor, mask: torch.Tensor) -> Batch:
 
 def _stacked(patches: list[Batch]) -> Batch:
     return {name: torch.stack([patch[name] for patch in patches]) for name in patches[0]}
-
-
-class _Nothing:
-    """No batches, and no length: Lightning then still ends its validation, where a training's checkpoints are written."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(())

@@ -16,8 +16,8 @@ Normalization = Literal["zscore", "percentile", "ct"]
 Task = Literal["segmentation", "vista3d", "classification"]
 Precision = Literal["auto", "bf16", "32"]
 
-PREPARATION = ("spacing", "structures", "values", "channels", "normalization", "intensities")
-"""What a prepared volume depends on."""
+PREPARATION = ("spacing", "structures", "values", "channels", "normalization")
+"""What a prepared volume depends on; what ``ct`` goes by is put in when it is read (``prepare.by_plan``)."""
 
 DIVISOR = 8  # the default network halves its grid at most three times
 LARGEST_PATCH = 96
@@ -132,7 +132,7 @@ class Plan:
         One ``normalization`` stands for all channels.
         """
         known = {item.name for item in fields(cls)}
-        unknown = sorted(set(stored) - known)
+        unknown = sorted(str(name) for name in stored if name not in known)
         if unknown:
             raise DataError(f"unknown key {', '.join(unknown)}", about="plan", remedy=f"a plan has {', '.join(sorted(known))}")
         given = dict(stored)
@@ -180,7 +180,11 @@ def _typed(name: str, value: Any) -> Any:
             raise ValueError("intensities must be four numbers (low, high, mean, standard deviation) a channel")
         return tuple(tuple(float(part) for part in channel) for channel in value)
     if name in _COUNTS:
+        if isinstance(value, bool) or int(value) != float(value):
+            raise ValueError(f"{name} must be a whole number, not {value!r}")
         return int(value)
+    if name == "network" and not isinstance(value, str):
+        raise ValueError(f"network must be a name, not {value!r}")
     if name in _SHARES:
         return float(value)
     if name in _SWITCHES:

@@ -10,7 +10,7 @@ sees; ``prepare`` does both at once. Everything runs on the given device.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import highdicom as hd
 import numpy as np
@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from datamodules.errors import DataError
 from datamodules.plan import Normalization, Plan
-from datamodules.sample import normalised
+from datamodules.sample import Sample, normalised
 
-__all__ = ["CANONICAL", "Prepared", "compact", "intensity", "prepare", "prepare_mask", "resampled", "restore"]
+__all__ = ["CANONICAL", "Prepared", "by_plan", "compact", "intensity", "prepare", "prepare_mask", "resampled", "restore"]
 
 CANONICAL = "HPL"
 HOUNSFIELD = (-1000.0, 1000.0)
@@ -78,6 +78,17 @@ def intensity(image: torch.Tensor, plan: Plan) -> torch.Tensor:
     return torch.tensor([[1.0, *numbers] for numbers in found], dtype=torch.float32, device=image.device)
 
 
+def by_plan(sample: Sample, plan: Plan) -> Sample:
+    """A stored case with what ``plan`` says of the channels that go by the cohort: the plan may be later than the case."""
+    if "ct" not in plan.normalization:
+        return sample
+    numbers = sample.intensity.clone()
+    for index, kind in enumerate(plan.normalization):
+        if kind == "ct":
+            numbers[index, 1:] = torch.tensor(_cohort(plan, index))
+    return replace(sample, intensity=numbers)
+
+
 def compact(image: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """``image`` (C, D, H, W) float32 as int16 with a scale a channel, where that gives every voxel exactly; else as it is.
 
@@ -120,14 +131,19 @@ def restore(result: torch.Tensor, prepared: Prepared) -> hd.Volume:
 def _numbers(channel: torch.Tensor, kind: Normalization, plan: Plan, index: int) -> tuple[float, float, float, float]:
     """(low, high, shift, divisor)."""
     if kind == "ct":
-        if plan.intensities:
-            low, high, mean, deviation = plan.intensities[index]
-            return low, high, mean, max(deviation, 1e-6)
-        return *HOUNSFIELD, 0.0, HOUNSFIELD[1]
+        return _cohort(plan, index)
     low, high = _percentiles(channel)
     if kind == "percentile":
         return low, high, (low + high) / 2, max((high - low) / 2, 1e-6)
     return low, high, *_moments(channel, low, high)
+
+
+def _cohort(plan: Plan, index: int) -> tuple[float, float, float, float]:
+    """(low, high, shift, divisor) of a channel that goes by the cohort."""
+    if not plan.intensities:
+        return *HOUNSFIELD, 0.0, HOUNSFIELD[1]
+    low, high, mean, deviation = plan.intensities[index]
+    return low, high, mean, max(deviation, 1e-6)
 
 
 def _percentiles(channel: torch.Tensor) -> tuple[float, float]:

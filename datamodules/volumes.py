@@ -128,16 +128,9 @@ def _digest(case: LabelledCase, images: Sequence[Any], label: Sequence[Any], pla
         "images": images,
         "label": label,
         "values": [[structure.name, structure.value, structure.code] for structure in label_set.structures],
-        "plan": _preparation(plan),
+        "plan": plan.preparation(),
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _preparation(plan: Plan) -> dict[str, Any]:
-    """``Plan.preparation`` without the intensities of channels that do not go by them: those change with every new label."""
-    told = plan.preparation()
-    pairs = zip(plan.normalization, plan.intensities or [None] * len(plan.channels), strict=True)
-    return {**told, "intensities": [values if kind == "ct" else None for kind, values in pairs]}
 
 
 def _sha256(path: str) -> str:

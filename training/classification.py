@@ -14,7 +14,7 @@ from training.loss import processes, total
 from training.module import Batch, PlanModule
 from training.network import autocast, device, network
 
-__all__ = ["ClassificationModule", "ClassificationPredictor"]
+__all__ = ["ClassificationModule", "ClassificationPredictor", "measured"]
 
 
 class ClassificationModule(PlanModule):
@@ -65,7 +65,7 @@ class ClassificationModule(PlanModule):
             return
         gathered = self.all_gather(torch.stack(self._answers)).reshape(-1, 3, len(self.plan.structures)).cpu()
         self._answers = []
-        self.log_dict(self.means() | _measured(gathered, self.plan))
+        self.log_dict(self.means() | measured(gathered, self.plan))
 
 
 class ClassificationPredictor:
@@ -113,8 +113,9 @@ def _centre(image: torch.Tensor, plan: Plan) -> torch.Tensor:
     return functional.pad(image, sides, value=float(image.min()))
 
 
-def _measured(answers: torch.Tensor, plan: Plan) -> dict[str, float]:
-    """Of (cases, 3, structures) probabilities, presence and whether that is known."""
+def measured(answers: torch.Tensor, plan: Plan) -> dict[str, float]:
+    """``val_accuracy`` and ``val_auroc``, by structure too where both answers occur, and ``val_score``, of (cases, 3,
+    structures) probabilities, presence and whether that is known."""
     p, present, known = answers[:, 0], answers[:, 1] > 0, answers[:, 2] > 0
     said = functional.one_hot(p.argmax(1), p.shape[1]) > 0 if plan.exclusive else p > 0.5
     measured, accuracies, areas = {}, [], []

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +16,7 @@ from datamodules.sample import Sample
 from training.metrics import TOLERANCE, structure_metrics
 from training.pictures import as_data_uri, slices, worst_slice
 
-__all__ = ["CaseResult", "Evaluation", "evaluate"]
+__all__ = ["CaseResult", "Evaluation", "Together", "evaluate", "predicted"]
 
 WORST = 5
 
@@ -37,7 +37,8 @@ class CaseResult:
     def as_json(self) -> dict[str, Any]:
         """As JSON holds it, without the picture."""
         names = ("case", "study_uid", "patient_id", "label_id", "score")
-        return {**{name: getattr(self, name) for name in names}, "metrics": dict(self.metrics)}
+        told = {name: getattr(self, name) for name in names} | {"metrics": dict(self.metrics)}
+        return told if math.isfinite(self.score) else {**told, "score": None}
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,10 @@ def evaluate(
     results: list[CaseResult] = []
     worst: list[tuple[CaseResult, Sample, torch.Tensor]] = []
     for done, sample in enumerate(samples, 1):
-        found = _predicted(module, sample)
+        found = predicted(module, sample)
         results.append(_segmented(sample, found, plan))
-        worst = sorted([*worst, (results[-1], sample, found)], key=lambda entry: entry[0].score)[:WORST]
+        if math.isfinite(results[-1].score):  # something is annotated
+            worst = sorted([*worst, (results[-1], sample, found)], key=lambda entry: entry[0].score)[:WORST]
         if progress:
             progress(done, total)
     shown = []
@@ -84,8 +86,43 @@ def evaluate(
     return Evaluation(_summary(results, plan), tuple(results), tuple(shown), plan.structures)
 
 
-def _predicted(module: Any, sample: Sample) -> torch.Tensor:
-    """(D, H, W) classes on the CPU."""
+class Together:
+    """The kept weights of a run as one module to ``evaluate``: its network with each of ``states`` in turn, by the mean of
+    their probabilities, as the run's predictor answers."""
+
+    def __init__(self, made: Any, states: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        from training.network import device
+
+        self._made, self._states, self.plan = made.to(device()).eval(), states, made.plan
+        made.net.load_state_dict(states[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where its network is."""
+        on: torch.device = self._made.device
+        return on
+
+    def classes(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, D, H, W) → (B, D, H, W)."""
+        if len(self._states) == 1:
+            found: torch.Tensor = self._made.classes(image)
+            return found
+        return self._mean(self._made.probabilities, image).argmax(1)
+
+    def scores(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, D, H, W) → (B, structures) probabilities of a classification."""
+        return self._mean(self._made.scores, image)
+
+    def _mean(self, answer: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), device=self.device)
+        for state in self._states:
+            self._made.net.load_state_dict(state)
+            total = total + answer(image).float()
+        return total / len(self._states)
+
+
+def predicted(module: Any, sample: Sample) -> torch.Tensor:
+    """(D, H, W) classes of a case, on the CPU."""
     from training.network import autocast
 
     with torch.inference_mode(), autocast(module.plan, module.device):
@@ -147,30 +184,13 @@ def _classification(module: Any, samples: Iterable[Sample], plan: Plan, total: i
 
 
 def _class_summary(rows: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], plan: Plan) -> dict[str, float]:
-    from scipy.stats import rankdata
+    from training.classification import measured
 
-    summary: dict[str, float] = {}
-    aurocs, hits = [], []
-    for index, name in enumerate(plan.structures):
-        known = [(float(said[index]), bool(present[index])) for said, present, annotated in rows if bool(annotated[index])]
-        if not known:
-            continue
-        right = [float((p >= 0.5) == there) for p, there in known]
-        summary[f"accuracy_{name}"] = sum(right) / len(right)
-        hits += right
-        positive = sum(there for _, there in known)
-        if 0 < positive < len(known):  # the area under the curve is the Mann-Whitney statistic
-            ranks = rankdata([p for p, _ in known])
-            area = sum(rank for rank, (_, there) in zip(ranks, known, strict=True) if there) - positive * (positive + 1) / 2
-            summary[f"auroc_{name}"] = float(area / (positive * (len(known) - positive)))
-            aurocs.append(summary[f"auroc_{name}"])
-    if plan.exclusive:
-        hits = [float(int(said.argmax()) == int(present.float().argmax())) for said, present, _ in rows]
-    if hits:
-        summary["accuracy"] = sum(hits) / len(hits)
-    if aurocs:
-        summary["auroc"] = sum(aurocs) / len(aurocs)
-    return summary
+    answers = torch.stack([torch.stack([said, present.float(), known.float()]) for said, present, known in rows])
+    found = {name.removeprefix("val_"): value for name, value in measured(answers, plan).items()}
+    areas = [value for name, value in found.items() if name.startswith("auroc_")]
+    found.pop("score", None)
+    return found | ({"auroc": sum(areas) / len(areas)} if areas else {})
 
 
 _STYLE = """<style>body{font:15px/1.45 system-ui,sans-serif;margin:2em;max-width:60em;color:#222;background:#fff}

@@ -89,6 +89,10 @@ class SegmentationModule(PlanModule):
         """(B, C, D, H, W) prepared volumes of any size → (B, D, H, W) classes, by sliding windows."""
         return self._scores(image).argmax(1)
 
+    def probabilities(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, D, H, W) prepared volumes of any size → (B, 1 + structures, D, H, W), by sliding windows."""
+        return self._scores(image).float().softmax(1)
+
     def loss(self, batch: Batch) -> torch.Tensor:
         """Dice and cross-entropy; see ``supervised_loss``. TrainingError where the network's answer has another shape."""
         said = outputs(self.net, batch["image"], self.plan)

@@ -35,6 +35,6 @@ def module(plan: Plan, *, weights: Path | None = None) -> PlanModule:
 def _begin_with(made: PlanModule, weights: Path) -> None:
     try:
         made.net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, TypeError, AttributeError, pickle.UnpicklingError) as problem:
+    except (OSError, EOFError, RuntimeError, TypeError, AttributeError, pickle.UnpicklingError) as problem:
         said = f"does not fit {made.plan.network}: {str(problem).splitlines()[0]}"
         raise TrainingError(said, about=str(weights), remedy="give weights of a run with the same network") from None

@@ -40,6 +40,7 @@ def ended(log: RunLog) -> Iterator[None]:
         with log.system():
             yield
         log.end("FINISHED")
+        log.forget_checkpoint()  # not before: a run that does not finish goes on from it
     except (KeyboardInterrupt, SystemExit) as stopped:
         log.end("KILLED")
         if isinstance(stopped, SystemExit) and stopped.code == 1:  # what Lightning makes of Ctrl-C

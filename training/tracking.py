@@ -1,6 +1,5 @@
 """What a training writes to MLflow, through one client and without MLflow's process-wide state."""
 
-import hashlib
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from catalog.labelset import LabelSet
 from datamodules.plan import Plan
 from datamodules.sample import Sample
+from training.download import sha256_of
 from training.errors import TrainingError
 from training.evaluation import Evaluation
 from training.pictures import slices
@@ -87,7 +87,7 @@ class RunLog:
 
     def upload_checkpoint(self, path: Path) -> None:
         """Store a checkpoint beside the one before, then name it the one to go on from: an upload that breaks loses nothing."""
-        name = f"{path.stem}-{_digest(path)[:16]}{path.suffix}"
+        name = f"{path.stem}-{sha256_of(path)[:16]}{path.suffix}"
         before = self._kept()
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             named = Path(scratch, name)
@@ -106,7 +106,7 @@ class RunLog:
         if not name:
             return None
         path = Path(self.client.download_artifacts(self.run_id, f"checkpoint/{name}", str(folder)))
-        if _digest(path)[:16] not in name:
+        if sha256_of(path)[:16] not in name:
             raise TrainingError("its checkpoint was changed", about=f"run {self.run_id}", remedy="train anew")
         return path.rename(folder / CHECKPOINT)
 
@@ -210,8 +210,3 @@ def _inputs(job: "TrainJob") -> list[DatasetInput]:
 def _input(name: str, digest: object, source: Mapping[str, Any]) -> DatasetInput:
     dataset = Dataset(name=name, digest=str(digest), source_type="local", source=json.dumps(source))
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 """What a training learns from: labelled cases with their roles, of a project, of a folder of NIfTI files, or prepared ones.
 
-A role is never guessed twice: a project's are the frozen split's, a folder's follow from a keyed hash of the case's name. With
-``fold`` the cases that are not held out are divided anew: one part of ``FOLDS`` validates, the others train.
+A project's roles are the frozen split's. A folder's follow from the order of a keyed hash of its cases: other cases, other
+roles. With ``fold`` the cases that are not held out are divided anew: one part of ``FOLDS`` validates, the others train.
 """
 
 import hashlib
@@ -118,7 +118,7 @@ class TrainingSet:
     @classmethod
     def of_dataset(cls, folder: Path) -> "TrainingSet":
         """A prepared dataset, as it was carried here: nothing of its cases can be built or measured anew."""
-        info = DatasetInfo.read(folder)
+        info = DatasetInfo.read(folder.resolve())
         return cls(
             info.label_set.name,
             info.label_set.name,
@@ -150,17 +150,23 @@ class TrainingSet:
 
         given = {**self.overrides, **overrides}
         if self.planned is not None:
-            plan = Plan.from_dict({**self.planned.to_dict(), **given})
-            if plan.preparation() != self.planned.preparation():
-                changed = [name for name, value in plan.preparation().items() if value != self.planned.preparation()[name]]
-                remedy = "leave it out, or build another dataset from the images"
-                raise TrainingError(
-                    "was fixed when the dataset was prepared", about=f"plan: {', '.join(changed)}", remedy=remedy
-                )
-            return suited(plan, device(), given) if plan.task == "vista3d" != self.planned.task else plan
-        assert fingerprint is not None
-        plan = suited(Plan.make(given, self.label_set, fingerprint), device(), given)
-        return sized(plan, device_memory() // 2, given=given)
+            plan = self._replanned(self.planned, given)
+        else:
+            assert fingerprint is not None
+            plan = Plan.make(given, self.label_set, fingerprint)
+        return sized(suited(plan, device(), given), device_memory() // 2, given=given)
+
+    def _replanned(self, planned: Plan, given: Mapping[str, Any]) -> Plan:
+        """What was fixed when the dataset was prepared, with ``given`` put in; the rest is this machine's to say."""
+        kept = {name: getattr(planned, name) for name in ("patch", "intensities", "task", "exclusive")}
+        if {"network", "task"} & set(given) or planned.task != "segmentation":
+            kept["network_args"] = {}
+        plan = Plan.from_dict({**planned.preparation(), **kept, **given})
+        if plan.preparation() != planned.preparation():
+            changed = [name for name, value in plan.preparation().items() if value != planned.preparation()[name]]
+            remedy = "leave it out, or build another dataset from the images"
+            raise TrainingError("was fixed when the dataset was prepared", about=f"plan: {', '.join(changed)}", remedy=remedy)
+        return plan
 
     def build(self, spark: "SparkSession", plan: Plan, root: Path, *, progress: Progress | None = None) -> DatasetInfo:
         """The dataset of ``plan`` under ``root``, where it is not there yet."""
@@ -209,7 +215,7 @@ def _folded(cases: Sequence[LabelledCase], fold: int, seed: str) -> list[Labelle
 
 
 def _unit(case: LabelledCase) -> str:
-    return case.patient_id or case.study_uid or case.case
+    return case.patient_id.strip() or case.study_uid or case.case
 
 
 def _values(labels: Sequence[Path]) -> set[int]:

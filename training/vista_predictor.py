@@ -40,7 +40,7 @@ class Vista3DPredictor(NetPredictor):
     def _refined(self, said: torch.Tensor, prepared: Prepared, prompts: Prompts) -> torch.Tensor:
         if not prompts.points:
             return said
-        with autocast(self.plan, said.device):
+        with autocast(self.plan, prepared.image.device):
             if len(self._members) > 1:
                 return torch.cat([self._clicked(said[:-1].clone(), prepared, prompts), said[-1:]])
             return self._clicked(said.softmax(0), prepared, prompts).clamp_min(1e-12).log()
@@ -56,10 +56,10 @@ class Vista3DPredictor(NetPredictor):
             log_p = p[(slice(None), *window)].clamp_min(1e-12).log()
             scores = log_p[1:] - log_p[:1]
             for structure, points in _within(clicks, window).items():
-                at = torch.tensor([[place for place, _ in points]], device=p.device)
-                inside = torch.tensor([[int(positive) for _, positive in points]], device=p.device)
+                at = torch.tensor([[place for place, _ in points]], device=image.device)
+                inside = torch.tensor([[int(positive) for _, positive in points]], device=image.device)
                 said = [net.by_clicks(f, [structure], at, inside) for net, f in zip(nets, features, strict=True)]
-                answer = torch.stack(said).float().mean(0)[0, 0][tuple(slice(size) for size in scores.shape[1:])]
+                answer = torch.stack(said).float().mean(0)[0, 0][tuple(slice(size) for size in scores.shape[1:])].to(p.device)
                 own, won = merged(scores[structure], answer, points)
                 scores = torch.where(won, scores.clamp_max(0), scores)  # a voxel has one structure: the clicked one
                 scores[structure] = own

@@ -22,7 +22,7 @@ from catalog.progress import Progress
 from datamodules.datamodule import VolumeDataModule
 from datamodules.plan import Plan
 from training.errors import TrainingError
-from training.evaluation import evaluate
+from training.evaluation import Together, evaluate, predicted
 from training.module import PlanModule
 from training.modules import module
 from training.network import device, precision
@@ -69,19 +69,15 @@ def finish(
     log: RunLog, job: "TrainJob", made: PlanModule, data: VolumeDataModule, states: Sequence[State], step: int = 0
 ) -> None:
     """Evaluate the kept weights, draw a picture, store the weights: with these a run is complete."""
-    made.net.load_state_dict(states[0])
-    made = made.to(device()).eval()
+    kept = Together(made, states)
     role = "validation" if data.info.rows.get("validation") else "train"
-    evaluation = evaluate(made, data.samples(role), job.plan, job.label_set, total=data.info.rows[role])
     if role == "validation":
+        evaluation = evaluate(kept, data.samples(role), job.plan, job.label_set, total=data.info.rows[role])
         log.evaluation(evaluation, step, job.viewer_url)
     if job.plan.task != "classification":
         sample = next(data.samples(role))
-        with torch.inference_mode():
-            predicted = made.classes(sample.normalised()[None].to(made.device))[0].cpu()
-        log.picture(sample, predicted, job.label_set, job.plan)
+        log.picture(sample, predicted(kept, sample), job.label_set, job.plan)
     log.weights(states)
-    log.forget_checkpoint()
 
 
 class Keeper(pl.Callback):  # type: ignore[misc]

@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     index_url: str = Field(default="", description="the query index as an SQLAlchemy URL; empty: HOME/index.db")
     state_url: str = Field(default="", description="the rounds' durable state as an SQLAlchemy URL; empty: HOME/state.db")
     mlflow_port: int = Field(default=5000, ge=0, le=65535, description="`voxloop up`: MLflow's port; 0 takes a free one")
-    viewer_url: str = Field(default="", description="the viewer's address for links in runs; empty: links are relative")
+    viewer_url: str = Field(default="http://127.0.0.1:5002", description="the viewer's address, for links in runs")
     endpoint_port: int = Field(default=5001, ge=0, le=65535, description="the same for the endpoint")
 
 

@@ -60,6 +60,8 @@ def train(
 
     if (source is None) == (resume is None):
         raise FrontDoorError("give what to train on, or --resume RUN_ID", about="train", remedy="voxloop train --help")
+    if processes and launcher is Where.LOCAL:
+        raise FrontDoorError("one process is all there is", about="--processes", remedy="add --launcher ddp, or spark")
     settings, given = read(home), overrides(config, set_ or [])
     if resume and (given or weights or fold is not None or plan_only):
         raise FrontDoorError("a run goes on as it was planned", about="--resume", remedy="leave out what would change it")
@@ -120,6 +122,10 @@ def overrides(config: Path | None, given: list[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             parsed = value
         field, _, argument = name.partition(".")
+        if argument and not isinstance(found.get(field) or {}, dict):
+            raise FrontDoorError(
+                f"{field} has no arguments", about=f"--set {text}", remedy=f"write it like  --set {field}=VALUE"
+            )
         found[field] = {**(found.get(field) or {}), argument: parsed} if argument else parsed
     return found
 

@@ -51,7 +51,7 @@ def vista3d(
         console.note("the weights are there already")
     else:
         _bring(target, url or PUBLISHED.url, file, wanted, size)
-    console.note(f"next: voxloop train PROJECT --weights {target}" + (f" --home {home}" if home else ""))
+    console.note(f"next: voxloop train PROJECT --set task=vista3d --weights {target}" + (f" --home {home}" if home else ""))
     if json:
         console.emit({"path": str(target), "sha256": wanted, "size": target.stat().st_size, "licence": LICENCE.name})
 
