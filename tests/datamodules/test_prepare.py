@@ -7,8 +7,8 @@ import torch
 
 from datamodules.errors import DataError
 from datamodules.plan import Plan
-from datamodules.prepare import CANONICAL, compact, intensity, prepare, prepare_mask, restore
-from datamodules.sample import normalised
+from datamodules.prepare import CANONICAL, by_plan, compact, intensity, prepare, prepare_mask, restore
+from datamodules.sample import Sample, normalised
 
 
 def plan(spacing: tuple[float, float, float], **more: object) -> Plan:
@@ -192,3 +192,16 @@ def test_ct_goes_by_the_cohorts_foreground() -> None:
     image = torch.tensor([-1000.0, -100, 50, 70, 300, 900]).view(1, 1, 1, 6)
     found = normalised(image, intensity(image, chosen)).flatten()
     assert found.tolist() == [-7.5, -7.5, 0, 1, 12.5, 12.5]
+
+
+def test_a_later_plans_cohort_counts_for_what_was_stored_before() -> None:
+    before, after = (
+        plan((2.0, 2.0, 2.0), normalization="ct", intensities=[values]) for values in ([-1, 1, 0, 1], [0, 9, 5, 2])
+    )
+    image = torch.arange(8, dtype=torch.float32).view(1, 2, 2, 2)
+    stored, numbers = compact(image, intensity(image, before))
+    blank = torch.zeros(0)
+    kept = Sample("c", "", "", "", stored, numbers, blank, blank, blank, blank)
+    assert torch.equal(by_plan(kept, after).normalised(), normalised(image, intensity(image, after)))
+    assert before.preparation() == after.preparation()
+    assert by_plan(kept, plan((2.0, 2.0, 2.0))) is kept

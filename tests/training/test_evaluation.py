@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from datamodules.plan import Plan
 from datamodules.sample import Sample
 from experiments.synthetic import LABEL_SET
-from training.evaluation import Evaluation, evaluate
+from training.evaluation import Evaluation, Together, evaluate, predicted
 from training.pictures import slices
 
 PLAN = Plan(spacing=(2.0, 1.0, 1.0), structures=("liver", "spleen"), values=(1, 2), patch=(8, 16, 16))
@@ -103,3 +104,46 @@ def test_classes_are_measured_and_the_least_sure_named() -> None:
 def test_a_picture_has_a_panel_a_slice_and_channel(channels: int, depth: int, panels: int) -> None:
     case = sample(2, channels=channels, depth=depth)
     assert len(slices(case, case.mask, LABEL_SET, PLAN.spacing).axes) == panels
+
+
+class Weighted(nn.Module):
+    """A network whose one weight is the probability of the liver."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(0.5))
+
+
+class Sure:
+    """A module around it."""
+
+    device, plan = torch.device("cpu"), PLAN
+
+    def __init__(self) -> None:
+        self.net = Weighted()
+
+    def to(self, _: torch.device) -> "Sure":
+        return self
+
+    def eval(self) -> "Sure":
+        return self
+
+    def probabilities(self, image: torch.Tensor) -> torch.Tensor:
+        p = self.net.p.detach().expand(1, 1, *image.shape[2:])
+        return torch.cat([1 - p, p, 0 * p], 1)
+
+    def classes(self, image: torch.Tensor) -> torch.Tensor:
+        return self.probabilities(image).argmax(1)
+
+
+def test_an_ensemble_is_evaluated_as_it_answers() -> None:
+    states = [{"p": torch.tensor(p)} for p in (0.4, 0.9)]
+    case, none, liver = sample(0), torch.zeros(8, 16, 16), torch.ones(8, 16, 16)
+    assert torch.equal(predicted(Together(Sure(), states[:1]), case), none.long())
+    assert torch.equal(predicted(Together(Sure(), states), case), liver.long())
+
+
+def test_a_case_of_which_nothing_is_said_is_not_among_the_worst() -> None:
+    found = evaluate(Seeing(PLAN), [sample(1), sample(3, annotated=(False, False))], PLAN, LABEL_SET)
+    assert [case.case for case in found.worst] == ["case1"]
+    assert found.cases[1].as_json()["score"] is None
