@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import psutil
@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from datamodules.plan import LARGEST_PATCH, Plan
+from datamodules.plan import LARGEST_PATCH, SMALL_UNET, Plan
 from training.errors import TrainingError
 from training.network import device, network, precision
 from training.topology import classes, divisor
 
-__all__ = ["device_memory", "sized", "step_bytes", "suited"]
+__all__ = ["chosen", "device_memory", "sized", "step_bytes", "suited"]
 
 BATCH, BATCHES = 2, (4, 8)  # the least; and what a GPU takes where it fits: powers of two are shared by as many processes
 FINEST = 8  # voxels: no side shrinks by less
@@ -36,6 +36,14 @@ ON_A_GPU: dict[str, Any] = {
 VISTA3D: dict[str, Any] = {"network": "VISTA3D", "network_args": {}, "learning_rate": 1e-4}  # the rate is the bundle's
 VISTA3D_SIDE = 16, 32, 128  # of a patch: a multiple of, at least, and what the published weights were trained on
 ON_A_CPU: dict[str, Any] = {"ema": 0.99, "steps": 5000, "validate_every": 500}
+DEFAULT: dict[str, Any] = {item.name: item.default for item in fields(Plan) if item.default is not MISSING}
+OWN_NETWORKS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("UNet", SMALL_UNET),
+    ("DynUNet", {}),
+    ("DenseNet121", {}),
+    ("resnet10", {}),
+    ("VISTA3D", {}),
+)
 
 
 def device_memory() -> int:
@@ -64,6 +72,21 @@ def suited(plan: Plan, on: torch.device, given: Collection[str] = ()) -> Plan:
         return plan
     own = ON_A_GPU if on.type == "cuda" else ON_A_CPU
     return replace(plan, **{name: value for name, value in own.items() if name not in given})
+
+
+def chosen(plan: Plan) -> dict[str, Any]:
+    """The fields of ``plan`` that somebody chose, as JSON holds them: those that are no device's default. All of them where the
+    network is somebody's.
+    """
+    stored = plan.to_dict()
+    if (plan.network, plan.network_args) not in OWN_NETWORKS:
+        return stored
+    tables = (DEFAULT, ON_A_CPU, ON_A_GPU, VISTA3D, *({"batch": batch} for batch in BATCHES))
+    return {
+        name: value
+        for name, value in stored.items()
+        if name in DEFAULT and name != "network" and value not in [table[name] for table in tables if name in table]
+    }
 
 
 def _vista3d_patch(plan: Plan, on: torch.device) -> tuple[int, ...]:

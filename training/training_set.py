@@ -146,14 +146,16 @@ class TrainingSet:
         """The plan derived from ``fingerprint`` (None: of a prepared dataset's plan) and this machine's device, with the set's
         own overrides and these put in."""
         from training.network import device
-        from training.sizing import device_memory, sized, suited
+        from training.sizing import chosen, device_memory, sized, suited
 
         given = {**self.overrides, **overrides}
-        if self.planned is not None:
-            plan = self._replanned(self.planned, given)
-        else:
+        if self.planned is None:
             assert fingerprint is not None
             plan = Plan.make(given, self.label_set, fingerprint)
+        else:
+            kept = {} if {"network", "task"} & set(given) else chosen(self.planned)
+            given = {**kept, **given}
+            plan = self._replanned(self.planned, given)
         return sized(suited(plan, device(), given), device_memory() // 2, given=given)
 
     def _replanned(self, planned: Plan, given: Mapping[str, Any]) -> Plan:

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import TrialState, create_trial
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from catalog import LabelSet, Structure
 from datamodules._petastorm import seal, write
@@ -30,6 +31,7 @@ from experiments.sweep import Sweep, SweepResult
 from experiments.sweep_config import SweepConfig
 from experiments.sweep_log import BEST_PLAN, TRIAL
 from experiments.sweep_study import alone, begin
+from training.errors import TrainingError
 from training.launch import TrainJob
 from training.training_set import TrainingSet
 
@@ -48,25 +50,31 @@ RATES = {"learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}}
 
 
 class Dot(nn.Module):
-    """The smallest network. ``log`` is a file to which each one made adds its process; the ``fatal``-th kills it when it is
-    first used, as a lack of memory would."""
+    """The smallest network. ``log`` is a file to which each one that trains adds its process; the ``fatal``-th kills it, as a
+    lack of memory would; a ``lost`` one answers with no number."""
 
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, log: str = "", fatal: int = -1) -> None:
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, log: str = "", fatal: int = -1, lost: bool = False
+    ) -> None:
         super().__init__()
         self.inner = nn.Conv3d(in_channels, out_channels, 1)
-        self.fatal = False
-        if log:
-            with Path(log).open("a+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                file.seek(0)
-                self.fatal = len(file.readlines()) == fatal
-                file.write(f"{os.getpid()}\n")
+        self.log, self.fatal, self.lost = log, fatal, lost
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        if self.fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.log and self.training and not isinstance(image, FakeTensor):  # fake: its memory is being planned
+            self._trains()
         answer: torch.Tensor = self.inner(image)
-        return answer
+        return answer * float("nan") if self.lost else answer
+
+    def _trains(self) -> None:
+        with Path(self.log).open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            fatal = len(file.readlines()) == self.fatal
+            file.write(f"{os.getpid()}\n")
+        self.log = ""
+        if fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def prepared(folder: Path, *roles: str) -> Path:
@@ -216,6 +224,8 @@ def test_what_cannot_be_begun_is_refused(dataset: Path, mlflow_server: str, tmp_
     target = Target(dataset, mlflow_server)
     with pytest.raises(DataError, match="batch"):
         Sweep(config("bad", space={"batch": [1, -1]}), target, tmp_path, mlflow_server).run()
+    with pytest.raises(TrainingError, match="unknown"):
+        Sweep(config("bad", plan={"network_args": {"unknown": 1}}), target, tmp_path, mlflow_server).run()
     assert list(tmp_path.iterdir()) == []
     begin(config("changed"), tmp_path)
     with pytest.raises(ExperimentError, match="another space"):
@@ -241,6 +251,6 @@ def test_only_validation_cases_are_tuned_on(roles: list[str], said: str, mlflow_
 
 
 def test_trials_that_fail_one_after_another_end_the_sweep(dataset: Path, mlflow_server: str, tmp_path: Path) -> None:
-    broken = config("broken", plan={"network_args": {"unknown": 1}})
-    with pytest.raises(ExperimentError, match=r"3 trials in a row failed.*unknown"):
-        Sweep(broken, Target(dataset, mlflow_server), tmp_path, mlflow_server).run()
+    lost = config("lost", plan={"network_args": {"lost": True}})
+    with pytest.raises(ExperimentError, match=r"3 trials in a row failed.*not a number"):
+        Sweep(lost, Target(dataset, mlflow_server), tmp_path, mlflow_server).run()

@@ -73,3 +73,15 @@ def test_what_a_carried_dataset_fixed_cannot_be_planned_anew(folder: Path) -> No
     assert carried.plan(None, {"steps": 9}).steps == 9
     with pytest.raises(TrainingError, match=r"plan: spacing.*was fixed"):
         carried.plan(None, {"spacing": [1, 1, 1]})
+
+
+def test_a_carried_dataset_keeps_what_was_chosen_and_leaves_the_rest_to_the_device(folder: Path) -> None:
+    found = TrainingSet.of_folder(folder)
+    chosen = {"learning_rate": 2e-3, "patience": 4, "network": "SegResNet", "network_args": {"init_filters": 8}, "batch": 1}
+    carried = replace(found, planned=found.plan(FINGERPRINT, chosen))
+    assert carried.plan(None, {}) == carried.planned
+    assert carried.plan(None, {"network": "UNet"}).batch == 2
+    own = found.plan(FINGERPRINT, {"learning_rate": 2e-3})
+    elsewhere = replace(own, network="DynUNet", network_args={}, deep_supervision=True, ema=0.999, batch=8, patience=4)
+    here = replace(found, planned=elsewhere).plan(None, {})
+    assert here == replace(own, patience=4)
