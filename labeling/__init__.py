@@ -1,10 +1,14 @@
 """Who labels what next, and the round that turns labels into a better model."""
 
-from labeling.errors import LabelingError
-from labeling.jobs import Jobs, in_background
-from labeling.readers import Reader, SimulatedReader
-from labeling.round import Round, Workplace
-from labeling.strategies import Choice, EntropyStrategy, RandomStrategy, Strategy
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from labeling.errors import LabelingError
+    from labeling.jobs import Jobs, in_background
+    from labeling.readers import Reader, SimulatedReader
+    from labeling.round import Round, Workplace
+    from labeling.strategies import Choice, EntropyStrategy, RandomStrategy, Strategy
 
 __all__ = [
     "Choice",
@@ -19,3 +23,19 @@ __all__ = [
     "Workplace",
     "in_background",
 ]
+
+_MODULES = {
+    "errors": ("LabelingError",),
+    "jobs": ("Jobs", "in_background"),
+    "readers": ("Reader", "SimulatedReader"),
+    "round": ("Round", "Workplace"),
+    "strategies": ("Choice", "EntropyStrategy", "RandomStrategy", "Strategy"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The modules are imported when they are asked for: the web server needs ``labeling.api``, and not what trains."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"labeling.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
