@@ -91,12 +91,12 @@ class Pool:
         strategy = strategy or ("entropy" if any(uid in entropy for uid in pool) else "random")
         table = pa.table({"series_uid": pool, "entropy": pa.array([entropy.get(uid) for uid in pool], pa.float64())})
         seed = int.from_bytes(hashlib.sha256(project.split.seed.encode()).digest()[:4], "big")
-        chosen = STRATEGIES[strategy].choose(table, 1, seed=seed)
-        unsure = [entropy.get(choice.series_uid) for choice in chosen]
-        told = [
-            _UNSCORED if strategy == "entropy" and score is None else c.reason for c, score in zip(chosen, unsure, strict=True)
-        ]
-        return strategy, [_Chosen(c.series_uid, *said) for c, *said in zip(chosen, unsure, told, strict=True)]
+        offers = []
+        for choice in STRATEGIES[strategy].choose(table, 1, seed=seed):
+            score = entropy.get(choice.series_uid)
+            reason = _UNSCORED if strategy == "entropy" and score is None else choice.reason
+            offers.append(_Chosen(choice.series_uid, score, reason))
+        return strategy, offers
 
     def _entropy(self, project: Project) -> dict[str, float]:
         """Series → predictive entropy, by the model version that scored last."""
