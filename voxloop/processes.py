@@ -1,5 +1,6 @@
 """Servers that a command starts beside itself: wait until they answer, stop them, never leave one behind."""
 
+import errno
 import os
 import signal
 import socket
@@ -15,24 +16,40 @@ from types import TracebackType
 from voxloop.child import GRACE_S
 from voxloop.errors import FrontDoorError
 
-__all__ = ["LOOPBACK", "Server", "answers", "free_port"]
+__all__ = ["LOOPBACK", "Server", "answers", "bound", "free_port"]
 
 LOOPBACK = "127.0.0.1"
 
 
-def free_port(wanted: int = 0) -> int:
-    """``wanted`` if nothing listens there, any free loopback port for 0.
+def free_port(wanted: int = 0, host: str = LOOPBACK) -> int:
+    """``wanted`` if nothing listens there, any free port of ``host`` for 0.
 
-    Raises FrontDoorError where the port is taken.
+    Raises FrontDoorError where the port is taken, or ``host`` is no address of this machine.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, wanted))
-        except OSError:
-            remedy = "stop what listens there, or choose another port (0 takes a free one)"
-            raise FrontDoorError("the port is taken", about=f"{LOOPBACK}:{wanted}", remedy=remedy) from None
+    with bound(host, wanted) as probe:
         return int(probe.getsockname()[1])
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket on ``host``:``port``, to listen on; FrontDoorError as ``free_port``."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+    except OSError:
+        raise FrontDoorError("no such address", about=f"--host {host}", remedy="name one of this machine's") from None
+    listening = socket.socket(family, kind, protocol)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(address)
+    except OSError as problem:
+        listening.close()
+        if problem.errno == errno.EADDRNOTAVAIL:
+            raise FrontDoorError("no address of this machine", about=f"--host {host}", remedy="name one that is") from None
+        if problem.errno == errno.EACCES:
+            remedy = "choose one above 1023, and put a reverse proxy before it"
+            raise FrontDoorError("only root may listen on that port", about=f"{host}:{port}", remedy=remedy) from None
+        remedy = "stop what listens there, or choose another port (0 takes a free one)"
+        raise FrontDoorError("the port is taken", about=f"{host}:{port}", remedy=remedy) from None
+    return listening
 
 
 def answers(url: str, timeout: float = 2.0) -> bool:
