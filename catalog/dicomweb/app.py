@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
-from catalog.dicomweb import _problem
+from catalog.dicomweb import _problem, stow
 
 if TYPE_CHECKING:
     from catalog.archive import Archive
@@ -17,4 +17,4 @@ def application(archive: "Archive") -> Starlette:
 
     Links in its answers are absolute URLs below the path where it is mounted. Errors are problem details (RFC 9457).
     """
-    return Starlette(routes=[], exception_handlers=_problem.HANDLERS)
+    return Starlette(routes=[*stow.routes(archive)], exception_handlers=_problem.HANDLERS)
