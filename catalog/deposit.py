@@ -34,6 +34,7 @@ __all__ = ["FOLDER", "Deposited", "Reason", "deposit", "is_uid"]
 FOLDER = "stow"
 _UIDS = {"StudyInstanceUID": 0x0020000D, "SeriesInstanceUID": 0x0020000E, "SOPInstanceUID": 0x00080018}
 _SYNTAX, _CLASS = 0x00020010, 0x00080016
+_HEADER = 1 << 26  # bytes: the frames of the largest segmentations need a tenth of it
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _UID = re.compile(r"(?=.{1,64}\Z)\d+(\.\d+)*")
 
@@ -107,7 +108,7 @@ class _Taken:
 
 def _taken(archive: "Archive", file: Path, study: str) -> _Taken:
     try:
-        header = walk(file)
+        header = walk(file, most=_HEADER)
     except NotDicom:
         told = "the part is empty" if not file.stat().st_size else "not a DICOM file"
         return _Taken(file, Deposited().failed(Reason.NOT_UNDERSTOOD, told))

@@ -50,6 +50,7 @@ def routes(
     A request has at most ``largest`` bytes and ``most_parts`` parts, a part at most ``largest_part`` bytes (as many as the
     request if it is not given). One that sends nothing for ``patience`` seconds is given up.
     """
+    remove_leftovers(archive.volume_folder / FOLDER)  # what processes that are no more were being sent
     store = _Store(archive, largest, largest_part or largest, most_parts, patience)
     return [
         Route("/studies", store.answer, methods=["POST"]),
@@ -145,7 +146,6 @@ def _make(folder: Path) -> None:
             folder.mkdir(parents=True)
     except CatalogError as problem:
         raise Refused(507, problem.problem, about=problem.about, remedy="free some space, then send it again") from None
-    remove_leftovers(folder.parent)
 
 
 def _refuse_other_answers(request: Request) -> None:
