@@ -36,7 +36,7 @@ _UIDS = {"StudyInstanceUID": 0x0020000D, "SeriesInstanceUID": 0x0020000E, "SOPIn
 _SYNTAX, _CLASS = 0x00020010, 0x00080016
 _HEADER = 1 << 26  # bytes: the frames of the largest segmentations need a tenth of it
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_UID = re.compile(r"(?=.{1,64}\Z)\d+(\.\d+)*")
+_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")
 
 
 class Reason(IntEnum):
@@ -171,19 +171,21 @@ def _mend(archive: "Archive", one: _Taken) -> None:
 
 
 def _rewritten(archive: "Archive", file: Path, target: Path) -> tuple[list[str], list[str]]:
-    """(what was changed, what is still wrong). The pixels, and what follows them, are copied as they are."""
+    """(what was changed in ``target``, what cannot be mended: then nothing is). The pixels, and what follows, are copied."""
     from pydicom import config, dcmread
 
     with config.disable_value_validation(), file.open("rb") as source:
         dataset = dcmread(source, stop_before_pixels=True)
         header_ends, version = source.tell(), dataset.file_meta.get("FileMetaInformationVersion")
         changed = repair(dataset, archive)
+        if left := faults(dataset):
+            return [], left
         if changed or dataset.file_meta.get("FileMetaInformationVersion") != version:
             with target.open("wb") as out:
                 dataset.save_as(out, enforce_file_format=True)
                 source.seek(header_ends)
                 shutil.copyfileobj(source, out, 1 << 20)
-        return changed, faults(dataset)
+        return changed, []
 
 
 class _Placing:

@@ -35,6 +35,8 @@ from catalog.dicomweb._problem import Refused
 from catalog.repair import faults, repair
 from catalog.walk import BrokenHeader, walk
 
+pytestmark = pytest.mark.slow
+
 Stored = Callable[..., tuple[Archive, str]]
 DicomFile = Callable[..., Path]
 TYPE = 'multipart/related; type="application/dicom"; boundary=XX'
@@ -376,9 +378,10 @@ def test_a_request_that_cannot_be_taken_says_why(
     assert post(studies, [image()]).status_code == 200
 
 
-def test_a_study_is_addressed_by_a_uid(studies: str, image: Any) -> None:
-    answer = post(f"{studies}/not-a-uid", [image()])
-    assert (answer.status_code, answer.json()["about"]) == (400, "not-a-uid")
+@pytest.mark.parametrize("name", ["not-a-uid", "1.\u0662", "1..2", "1" * 65])
+def test_a_study_is_addressed_by_a_uid(name: str, studies: str, image: Any) -> None:
+    answer = post(f"{studies}/{name}", [image()])
+    assert (answer.status_code, answer.json()["about"]) == (400, name[:64])
 
 
 def test_a_truncated_multipart_stores_nothing(studies: str, archive: Archive, image: Any) -> None:
@@ -471,7 +474,6 @@ uvicorn.Server(uvicorn.Config(app, log_level="error")).run([listener])
 """
 
 
-@pytest.mark.slow
 def test_memory_does_not_grow_with_the_body(home: Path, image: Any) -> None:
     pixels, frames = b"\7" * (1 << 20), 200
     dataset = pydicom.dcmread(io.BytesIO(image(Rows=1024, Columns=512, NumberOfFrames=frames)), stop_before_pixels=True)
@@ -494,7 +496,6 @@ def test_memory_does_not_grow_with_the_body(home: Path, image: Any) -> None:
             assert answer.status_code == 200, answer.text
             grown = peak(child.pid) - before
             assert grown < 30 << 20
-            print(f"GROWN {grown >> 10} KiB")
         finally:
             child.terminate()
     assert max(path.stat().st_size for path in files(Archive(home))) > frames << 20
@@ -614,14 +615,19 @@ def test_a_repaired_object_may_be_sent_again(drawn: tuple[Archive, str, bytes, n
 def test_a_segmentation_whose_series_is_not_here_is_kept_as_it_came(
     drawn: tuple[Archive, str, bytes, np.ndarray], tmp_path: Path
 ) -> None:
-    sent, elsewhere = drawn[2], Archive(tmp_path / "elsewhere")
+    archive, uid, sent, _ = drawn
+    elsewhere = Archive(tmp_path / "elsewhere")
     with serving(mounted(elsewhere)) as url:
-        answer = post(f"{url}/dicomweb/studies", [sent])
-    assert answer.status_code == 202
-    (item,) = answer.json()[STORED]["Value"]
-    assert reason(item) == (0xB007, "no pixel measures, and its series is not here to take them from")
-    (path,) = files(elsewhere)
-    assert pydicom.dcmread(path).PixelData == pydicom.dcmread(io.BytesIO(sent)).PixelData
+        answers = [post(f"{url}/dicomweb/studies", [sent]) for _ in range(2)]
+        for answer in answers:
+            assert answer.status_code == 202
+            (item,) = answer.json()[STORED]["Value"]
+            assert reason(item) == (0xB007, "no pixel measures, and its series is not here to take them from")
+        assert [path.read_bytes() for path in files(elsewhere)] == [sent]
+        post(f"{url}/dicomweb/studies", [Path(path).read_bytes() for path in archive.series_files(uid)])
+        (item,) = post(f"{url}/dicomweb/studies", [sent]).json()[STORED]["Value"]
+        assert reason(item) == (0xB007, "stored before, as it came")
+    assert rows(elsewhere) == len(files(elsewhere)) == 7
 
 
 def test_a_segmentation_in_order_is_kept_byte_for_byte(stored: Stored, studies: str, labels: LabelSet) -> None:
@@ -660,8 +666,8 @@ def test_text_in_utf8_that_names_no_character_set_is_named(drawn: tuple[Archive,
     answer = post(studies, [as_dcmjs(dataset)])
     told = values(answer.json()[STORED]["Value"][0], "00000902")
     assert told.startswith("coerced: SpecificCharacterSet, ")
-    (found,) = (archive.index.studies({"PatientName": "m\u00fcller*"}),)
-    assert found[0]["PatientName"] == "M\u00fcller^Jos\u00e9"
+    (found,) = archive.index.studies({"PatientName": "m\u00fcller*"})
+    assert found["PatientName"] == "M\u00fcller^Jos\u00e9"
     kept = pydicom.dcmread(archive.index.instance(dataset.SOPInstanceUID).path)  # type: ignore[union-attr]
     assert kept.SegmentSequence[0].SegmentLabel == "L\u00e9sion"
 
@@ -733,3 +739,18 @@ def test_a_body_without_end_is_refused_by_the_parser(tmp_path: Path) -> None:
     parts.write(b"--XX\r\n\r\nabc")
     with pytest.raises(Refused, match="closing boundary"):
         parts.finish()
+
+
+def test_odd_files_are_each_stored_as_they_are_or_refused_with_a_reason(
+    studies: str, archive: Archive, data: Callable[[str], Path]
+) -> None:
+    found = sorted(path for name in ("odd_dicom", "transfer_syntaxes") for path in data(name).rglob("*") if path.is_file())
+    sent = [path.read_bytes() for path in found if path.stat().st_size < 20_000_000]
+    answer = post(studies, sent)
+    told = answer.json()
+    assert answer.status_code == 202
+    items = [item for tag in (STORED, FAILED, OTHER) for item in told[tag]["Value"]]
+    assert len(items) == len(sent)
+    assert all("00081190" in item or (values(item, "00081197") and values(item, "00000902")) for item in items)
+    assert {path.read_bytes() for path in files(archive)} <= set(sent)
+    assert archive.index.count("instances") == rows(archive) == len(files(archive))
