@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from catalog.deposit import FOLDER, Deposited, Reason, deposit, is_uid
+from catalog.dicomweb._links import instance, root
 from catalog.dicomweb._parts import Part, Parts
 from catalog.dicomweb._problem import Refused
 from catalog.disk import TEMPORARY, full_disk, remove_leftovers
@@ -85,7 +86,7 @@ class _Store:
                 found = await self._in_turn(self._stored, received, study)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
-        return _response(found, study, _root(request))
+        return _response(found, study, root(request))
 
     async def _take(self, request: Request, parts: Parts) -> None:
         taken = 0
@@ -172,11 +173,6 @@ def _boundary(request: Request) -> bytes | None:
     return parameters[b"boundary"]
 
 
-def _root(request: Request) -> str:
-    """The absolute URL where DICOMweb is mounted, without a slash at the end."""
-    return f"{request.url.scheme}://{request.url.netloc}{request.scope.get('root_path', '')}".rstrip("/")
-
-
 def _response(found: Sequence[Deposited], study: str, root: str) -> Response:
     """The Store Instances Response Module (PS3.18 §I.2.2) and its status (Table 10.5.3-1)."""
     stored = [one for one in found if one.failure is None]
@@ -204,8 +200,7 @@ def _elements(one: Deposited, root: str) -> Iterator[tuple[str, Any]]:
         yield "00081150", _element("UI", *([one.sop_class[:64]] if one.sop_class else []))
         yield "00081155", _element("UI", one.sop_uid[:64])
     if one.failure is None:
-        path = f"studies/{one.study_uid}/series/{one.series_uid}/instances/{one.sop_uid}"
-        yield "00081190", _element("UR", f"{root}/{path}")
+        yield "00081190", _element("UR", root + instance(one.study_uid, one.series_uid, one.sop_uid))
         if one.warning:
             yield "00081196", _element("US", int(one.warning))
     else:
