@@ -6,7 +6,7 @@ web server found out (``voxloop.author`` in the request's scope), else what the 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -21,9 +21,6 @@ from labeling.masks import Mask, Masks, Segment
 from labeling.pool import REFERENCE, STRATEGIES, Left, Offer, Pool
 from labeling.submitting import SubmittedLabel, take
 from labeling.suggestions import Suggestion, Suggestions
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp
 
 __all__ = ["LARGEST", "application"]
 
@@ -100,7 +97,7 @@ class Comparison(BaseModel):
     prediction: Predicted | None
 
 
-def application(archive: Archive, projects: Sequence[Project], *, endpoint: str = "", tracking_uri: str = "") -> "ASGIApp":
+def application(archive: Archive, projects: Sequence[Project], *, endpoint: str = "", tracking_uri: str = "") -> FastAPI:
     """The API of ``projects`` on ``archive``.
 
     ``endpoint`` is the base URL of MLflow's scoring server, which may be down or (empty) not there: suggestions then say so.

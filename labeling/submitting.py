@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from catalog import Archive, LabelRevision, Project, State, Submission, seg, submit
 from catalog.dicomweb._problem import Refused
 from catalog.labels import revision
+from catalog.repair import repair
 from labeling.contours import added_path_length
 from labeling.masks import Masks, from_bytes
 
@@ -95,5 +96,6 @@ def _decoded(archive: Archive, project: Project, told: SubmittedLabel, sent: byt
         raise Refused(
             422, f"the segmentation is not DICOM: {said}", about=told.series, remedy="send a DICOM SEG file"
         ) from None
+    repair(dataset, archive)
     array: np.ndarray[Any, Any] = seg.decode(dataset, archive.geometry(told.series), project.label_set).array
     return array

@@ -1,0 +1,42 @@
+// What the panel shows. It is kept outside of the panel: OHIF takes a hidden tab out of the page.
+export const state = {
+  ready: false,
+  author: localStorage.getItem('voxloop.author') ?? '',
+  authorKnown: false,
+  projects: [],
+  project: null,
+  strategy: '',
+  offer: null,
+  remaining: null,
+  skipped: [],
+  history: [],
+  series: null,
+  present: new Set(),
+  busy: '',
+  since: 0,
+  said: '',
+  problem: null,
+};
+
+const bus = new EventTarget();
+export const changed = () => bus.dispatchEvent(new Event('change'));
+export const onChange = listener => {
+  bus.addEventListener('change', listener);
+  return () => bus.removeEventListener('change', listener);
+};
+
+export function say(message) {
+  Object.assign(state, { said: message, problem: null });
+  changed();
+}
+
+// What is remembered of each segmentation in the viewer until it is submitted.
+const drawings = new Map();
+export function drawing(segmentationId) {
+  if (!drawings.has(segmentationId)) {
+    drawings.set(segmentationId, { labelId: null, states: {}, parent: null, suggestion: null, suggestedBy: null, edited: false });
+  }
+  return drawings.get(segmentationId);
+}
+export const drawn = () => [...drawings];
+export const forget = segmentationId => (segmentationId ? drawings.delete(segmentationId) : drawings.clear());
