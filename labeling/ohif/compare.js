@@ -16,7 +16,7 @@ export async function compare(series) {
   if (told.label) {
     const { author, label_id, states } = told.label;
     const id = await only(left, api.labelMask(label_id), image, `Label of ${author}`);
-    Object.assign(drawing(id), { parent: label_id, states: { ...states } });
+    Object.assign(drawing(id), { parent: label_id, states: { ...states }, kept: mask.look(id).digest });
   }
   if (told.prediction) {
     const { model, version, sop_uid } = told.prediction;
@@ -47,23 +47,13 @@ async function only(viewportId, asked, image, label) {
 async function sideBySide(image) {
   const grid = service('viewportGridService');
   host.commandsManager.runCommand('setViewportGridLayout', { numRows: 1, numCols: 2 });
-  const ids = await until(
-    () => {
-      const found = [...grid.getState().viewports.keys()];
-      return found.length === 2 && found;
-    },
-    'viewportGridService',
-    [grid.EVENTS.GRID_STATE_CHANGED, grid.EVENTS.LAYOUT_CHANGED],
-    'the second viewport'
-  );
+  const ids = await until(() => {
+    const found = [...grid.getState().viewports.keys()];
+    return found.length === 2 && found;
+  }, 'the second viewport');
   const displaySetInstanceUIDs = [image.displaySetInstanceUID];
   await grid.setDisplaySetsForViewports(ids.map(viewportId => ({ viewportId, displaySetInstanceUIDs })));
-  const views = service('cornerstoneViewportService');
-  await until(
-    () => ids.every(id => views.getCornerstoneViewport(id)?.getImageIds?.().length),
-    'cornerstoneViewportService',
-    [views.EVENTS.VIEWPORT_DATA_CHANGED],
-    'the image'
-  );
+  const shown = id => service('cornerstoneViewportService').getCornerstoneViewport(id)?.getImageIds?.().length;
+  await until(() => ids.every(shown), 'the image in both viewports');
   return ids;
 }

@@ -5,8 +5,8 @@ import * as mask from './mask.js';
 import { ActiveLearning, run } from './panel.js';
 import { compare } from './compare.js';
 import { element } from './element.js';
-import { host, imageOf, service, until } from './host.js';
-import { drawing, forget, state } from './state.js';
+import { active, host, imageOf, service, until } from './host.js';
+import { forget, state } from './state.js';
 
 customElements.get('voxloop-panel') ?? customElements.define('voxloop-panel', ActiveLearning);
 
@@ -15,12 +15,11 @@ const follow = (name, events, listener) => {
   for (const event of events.filter(Boolean)) subscriptions.push(service(name).subscribe(event, listener));
 };
 
-const DRAWN = 300;
+// A stroke of the brush is many events: the voxels are looked through once it has ended.
 let measuring;
-function edited({ segmentationId }) {
-  Object.assign(drawing(segmentationId), { edited: true, labelId: null });
+function measure() {
   clearTimeout(measuring);
-  measuring = setTimeout(label.measure, DRAWN);
+  measuring = setTimeout(label.measure, 300);
 }
 
 async function start() {
@@ -28,9 +27,7 @@ async function start() {
   await label.look();
   const series = new URLSearchParams(location.search).get('compare');
   if (!series) return;
-  const sets = service('displaySetService');
-  await until(() => imageOf(series), 'displaySetService', [sets.EVENTS.DISPLAY_SETS_ADDED], `series ${series}`);
-  await until(() => state.series, 'viewportGridService', [service('viewportGridService').EVENTS.VIEWPORTS_READY], 'the image');
+  await until(() => imageOf(series) && active().image, `series ${series}`);
   await compare(series);
 }
 
@@ -44,7 +41,7 @@ export default {
     const segmentation = service('segmentationService').EVENTS;
     const look = () => setTimeout(() => label.look().catch(error => console.warn('[voxloop]', error)));
     follow('viewportGridService', [grid.ACTIVE_VIEWPORT_ID_CHANGED, grid.GRID_STATE_CHANGED, grid.VIEWPORTS_READY], look);
-    follow('segmentationService', [segmentation.SEGMENTATION_DATA_MODIFIED], edited);
+    follow('segmentationService', [segmentation.SEGMENTATION_DATA_MODIFIED], measure);
     follow('segmentationService', [segmentation.SEGMENTATION_REMOVED], ({ segmentationId }) => {
       forget(segmentationId);
       label.measure();
@@ -52,7 +49,7 @@ export default {
     follow('segmentationService', [segmentation.SEGMENTATION_REPRESENTATION_MODIFIED, segmentation.SEGMENTATION_MODIFIED], told =>
       setTimeout(() => {
         mask.paint(told.segmentationId);
-        label.measure();
+        measure();
       })
     );
     Object.assign(state, { series: null, history: [] });

@@ -20,21 +20,12 @@ export const imageOf = series =>
     .getActiveDisplaySets()
     .find(set => set.SeriesInstanceUID === series && !set.isOverlayDisplaySet && set.imageIds?.length);
 
-// Resolves once `found()` gives something; looks each time that `service` says that something happened.
-export function until(found, name, events, what, patience = 60000) {
-  return new Promise((resolve, reject) => {
-    const subscriptions = [];
-    const end = settle => {
-      clearTimeout(late);
-      subscriptions.forEach(subscription => subscription.unsubscribe());
-      settle();
-    };
-    const look = () => {
-      const value = found();
-      if (value) end(() => resolve(value));
-    };
-    const late = setTimeout(() => end(() => reject(new Error(`${what} did not appear`))), patience);
-    subscriptions.push(...events.map(event => service(name).subscribe(event, () => setTimeout(look))));
-    look();
-  });
+// Resolves once `found()` gives something. It looks again and again: OHIF tells of some things before they are usable.
+export async function until(found, what, patience = 30000) {
+  for (const late = performance.now() + patience; performance.now() < late; ) {
+    const value = found();
+    if (value) return value;
+    await new Promise(resolve => setTimeout(resolve, 100));
+  }
+  throw new Error(`${what} did not appear`);
 }

@@ -48,7 +48,8 @@ export function measure() {
   state.present = new Set();
   if (segmentationId) {
     try {
-      const values = mask.valuesOf(segmentationId);
+      const { values, digest } = mask.look(segmentationId);
+      drawing(segmentationId).kept ??= digest;
       const { segments } = service('segmentationService').getSegmentation(segmentationId);
       for (const segment of Object.values(segments)) if (values.has(segment.segmentIndex)) state.present.add(segment.label);
     } catch (error) {
@@ -66,7 +67,6 @@ export function stateOf(name) {
 
 export function setState(name, value) {
   drawing(current()).states[name] = value;
-  drawing(current()).labelId = null;
   changed();
 }
 
@@ -76,11 +76,18 @@ function opened() {
   return { image, viewportId, series: image.SeriesInstanceUID };
 }
 
+// The segmentations in the viewer whose voxels are others than they came with or were submitted with; or those that are not.
+const inViewer = edited =>
+  drawn().filter(
+    ([id, { kept }]) =>
+      service('segmentationService').getSegmentation(id) && edited === (kept !== null && kept !== mask.look(id).digest)
+  );
+
 // Adds a drawing to the viewer; what was added before and not touched makes room for it.
-async function put(make, about) {
-  const before = drawn().filter(([id, one]) => !one.edited && service('segmentationService').getSegmentation(id));
+export async function put(make, about) {
+  const before = inViewer(false);
   const segmentationId = await make();
-  Object.assign(drawing(segmentationId), about);
+  Object.assign(drawing(segmentationId), about, { kept: mask.look(segmentationId).digest });
   for (const [id] of before) {
     mask.remove(id);
     forget(id);
@@ -126,13 +133,15 @@ export async function submit() {
   const about = drawing(segmentationId);
   const { slices, voxels } = mask.read(segmentationId);
   const { segments } = service('segmentationService').getSegmentation(segmentationId);
-  about.labelId ??= crypto.randomUUID();
+  const states = Object.fromEntries(state.project.segments.map(({ name }) => [name, stateOf(name)]));
+  const sent = `${mask.look(segmentationId).digest} ${JSON.stringify(states)}`;
+  if (about.sent !== sent) Object.assign(about, { sent, labelId: crypto.randomUUID() }); // the same again is no second label
   const stored = await api.submit(
     key(),
     {
       label_id: about.labelId,
       series,
-      states: Object.fromEntries(state.project.segments.map(({ name }) => [name, stateOf(name)])),
+      states,
       author: state.author.trim(),
       seconds: clock.elapsed(),
       parent: about.parent,
@@ -143,7 +152,8 @@ export async function submit() {
     },
     voxels
   );
-  Object.assign(about, { parent: stored.label_id, labelId: null, edited: false, suggestion: null, suggestedBy: null });
+  const kept = mask.look(segmentationId).digest;
+  Object.assign(about, { parent: stored.label_id, suggestion: null, suggestedBy: null, kept, sent: '' });
   clock.restart();
   forgetStudy(stored.study_uid);
   await refresh(series);
@@ -159,9 +169,9 @@ export function forgetStudy(study) {
 
 let warned = null;
 export async function next() {
-  const unsubmitted = drawn().find(([id, one]) => one.edited && service('segmentationService').getSegmentation(id));
-  if (unsubmitted && warned !== unsubmitted[0]) {
-    warned = unsubmitted[0];
+  const [unsubmitted] = inViewer(true).map(([id]) => id);
+  if (unsubmitted && warned !== unsubmitted) {
+    warned = unsubmitted;
     throw new api.Problem({ title: 'Your drawing is not submitted', remedy: 'submit it, or press Next sample again to leave it' });
   }
   const wanted = { strategy: state.strategy, skip: state.skipped, author: state.author.trim() };

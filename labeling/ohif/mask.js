@@ -26,18 +26,26 @@ export const seriesOf = segmentationId =>
 
 const pixels = image => image.voxelManager.getScalarData();
 
-// The voxel values that are drawn.
-export function valuesOf(segmentationId) {
-  const found = new Set();
+// {values, digest} of what is drawn: the voxel values, and a number that is another one once a voxel is another (0: none is drawn).
+export function look(segmentationId) {
+  const values = new Set();
+  let digest = 0;
   for (const image of images(segmentationId)) {
-    let before = 0;
-    for (const value of pixels(image)) {
-      if (value !== before) found.add((before = value));
+    const voxels = pixels(image);
+    let hash = 0;
+    for (let place = 0, before = 0; place < voxels.length; place += 1) {
+      if (voxels[place] === before) continue;
+      before = voxels[place];
+      values.add(before);
+      hash = mixed(mixed(hash, place + 1), before);
     }
+    if (hash) for (const letter of sliceName(image.referencedImageId)) hash = mixed(hash, letter.charCodeAt(0));
+    digest = (digest + hash) >>> 0;
   }
-  found.delete(0);
-  return found;
+  values.delete(0);
+  return { values, digest };
 }
+const mixed = (hash, value) => Math.imul(hash ^ value, 0x01000193) + 0x9e3779b9;
 
 // {slices, voxels}: uint8, slice by slice. Where OHIF keeps structures of a slice apart, they are laid over each other.
 export function read(segmentationId) {

@@ -20,7 +20,7 @@ button:focus-visible, input:focus-visible, select:focus-visible { outline: 2px s
 input[type='text'], select { background: #050615; color: inherit; border: 1px solid #3a3f99; border-radius: 4px; padding: 4px 6px;
   font: inherit; min-width: 0; flex: 1; }
 label.field { display: flex; gap: 8px; align-items: center; margin: 4px 0; }
-label.field span { width: 62px; color: #9fb0d8; }
+label.field span { flex: 0 0 72px; color: #9fb0d8; }
 fieldset { border: 0; margin: 0 0 5px; padding: 0; }
 legend { padding: 0; display: flex; align-items: center; gap: 6px; }
 fieldset label { margin-right: 10px; font-size: 12px; color: #c6d0f0; white-space: nowrap; }

@@ -30,11 +30,12 @@ export function say(message) {
   changed();
 }
 
-// What is remembered of each segmentation in the viewer until it is submitted.
+// What is remembered of each segmentation in the viewer: where it came from, what was said of its structures, the digest of its
+// voxels when it came or was submitted, and the id under which it was last sent, with what.
 const drawings = new Map();
 export function drawing(segmentationId) {
   if (!drawings.has(segmentationId)) {
-    drawings.set(segmentationId, { labelId: null, states: {}, parent: null, suggestion: null, suggestedBy: null, edited: false });
+    drawings.set(segmentationId, { states: {}, parent: null, suggestion: null, suggestedBy: null, kept: null, labelId: null, sent: '' });
   }
   return drawings.get(segmentationId);
 }
