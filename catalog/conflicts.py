@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from catalog.archive import Archive
 
-__all__ = ["Settler", "Shown", "resolve", "shown"]
+__all__ = ["Settler", "Shown", "alike", "resolve", "shown"]
 
 _RECURRING = """
 SELECT sop FROM (
@@ -53,8 +53,8 @@ _PLACE = [
 belong to other segments or slices."""
 
 _WRITTEN = {file_tag(tag) for tag in (0x00020000, 0x00020003, 0x00020012, 0x00020013, 0x00020016)}
-_WRITTEN |= {file_tag(tag) for tag in (0x00080012, 0x00080013, 0x00080023, 0x00080033)}
-"""When and by what a file was written."""
+_WRITTEN |= {file_tag(tag) for tag in (0x00080012, 0x00080013, 0x00080023, 0x00080033, 0x04000561)}
+"""When and by what a file was written or changed."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,12 @@ def shown(files: Sequence[_File], spark: "SparkSession | None" = None) -> dict[s
     context = spark.sparkContext
     tasks = min(len(files), 8 * context.defaultParallelism)
     return dict(context.parallelize(files, tasks).map(lambda file: (file.path, _shown(file))).collect())
+
+
+def alike(first: str, second: str) -> bool:
+    """Whether both files show the same; not where one of them cannot be read."""
+    one, two = _shown(_File(first, "", None)), _shown(_File(second, "", None))
+    return one is not None and one == two
 
 
 def _shown(file: _File) -> Shown | None:

@@ -18,7 +18,7 @@ from catalog._index_follow import COLUMNS, LONGEST, take_in
 from catalog._index_schema import ATTRIBUTES, FILES, HEADERS, STATE
 from catalog._index_search import Search
 from catalog.errors import CatalogError
-from catalog.files import exists, is_url
+from catalog.files import Key, exists, is_url
 from catalog.table import Table
 
 __all__ = ["ATTRIBUTES", "Index", "Indexed", "Level"]
@@ -40,7 +40,7 @@ class Followed(Table, Protocol):
 
 
 class Indexed(NamedTuple):
-    """Where a current object lies."""
+    """Where a current object lies; ``modified`` (µs since 1970) and ``length`` (bytes) are of its file as it was catalogued."""
 
     sop_uid: str
     path: str
@@ -48,6 +48,14 @@ class Indexed(NamedTuple):
     series_uid: str
     study_uid: str
     patient_id: str
+    modified: int = 0
+    length: int = 0
+    syntax: str = ""
+
+    @property
+    def key(self) -> Key:
+        """The key of its row in ``object_catalog``."""
+        return self.path, self.modified, self.length
 
 
 class Index:
@@ -153,6 +161,9 @@ class Index:
             FILES.c.SeriesInstanceUID,
             FILES.c.StudyInstanceUID,
             HEADERS.c.PatientID,
+            FILES.c.modified,
+            FILES.c.length,
+            FILES.c.TransferSyntaxUID,
         ]
         fits = sa.case((condition, 1), else_=0)
         query = sa.select(fits, *told).join_from(FILES, HEADERS, FILES.c.header == HEADERS.c.id)
@@ -161,7 +172,7 @@ class Index:
         copies: dict[str, list[tuple[bool, Indexed]]] = {}
         with self._reading() as connection:
             for fit, *row in connection.execute(query):
-                found = Indexed(*(value or "" for value in row))
+                found = Indexed._make("" if value is None else value for value in row)
                 copies.setdefault(found.sop_uid, []).append((bool(fit), found))
         chosen = [next(filter(_there, known), known[0]) for known in copies.values()]
         return [found for fit, found in chosen if fit]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog.conflicts import Settler
-from catalog.disk import TEMPORARY, atomic_file
+from catalog.disk import TEMPORARY, atomic_file, remove_leftovers
 from catalog.errors import CatalogError
 from catalog.files import Listed, listed
 from catalog.objects import commit_absent, known, rows
@@ -114,6 +114,7 @@ def finish(archive: "Archive") -> list[str]:
         file.unlink()
     for left in (archive.home / "journal").glob(f"{TEMPORARY}*"):
         left.unlink(missing_ok=True)
+    remove_leftovers(archive.volume_folder / "stow")  # what an interrupted upload had brought
     return done
 
 

@@ -107,19 +107,36 @@ class Truncated(BrokenHeader):
     """The file ends before what it declares does; ``header`` is what was read."""
 
 
-def walk(path: str | os.PathLike[str], *, length: int | None = None) -> Header:
+def walk(path: str | os.PathLike[str], *, length: int | None = None, most: int | None = None) -> Header:
     """Read the header of the DICOM file ``path``, with or without preamble, by few reads of the file.
 
-    ``path`` may be a URL; its file's ``length``, where it is known, saves a question. Raises NotDicom, Truncated or
-    BrokenHeader (both hold the header that was read), or OSError.
+    ``path`` may be a URL; its file's ``length``, where it is known, saves a question. A header of more than ``most`` bytes
+    is broken. Raises NotDicom, Truncated or BrokenHeader (both hold the header that was read), or OSError.
     """
     if is_url(path):
         return _File(*ranged(path, length), os.fspath(path)).read()
     descriptor = os.open(on_disk(path), os.O_RDONLY)
+    fetch: Fetch = partial(os.pread, descriptor)
     try:
-        return _File(partial(os.pread, descriptor), os.fstat(descriptor).st_size, os.fspath(path)).read()
+        size = os.fstat(descriptor).st_size
+        return _File(fetch if most is None else _bounded(fetch, most), size, os.fspath(path)).read()
     finally:
         os.close(descriptor)
+
+
+def _bounded(fetch: Fetch, most: int) -> Fetch:
+    """``fetch`` until it has been asked for ``most`` bytes: what a header says can take many times its length in memory."""
+    left = most
+
+    def read(length: int, at: int) -> bytes:
+        nonlocal left
+        found = fetch(length, at)
+        left -= len(found)
+        if left < 0:
+            raise Broken(f"the header has more than {most} bytes")
+        return found
+
+    return read
 
 
 class _File(Reader):

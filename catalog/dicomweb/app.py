@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
-from catalog.dicomweb import _problem
+from catalog.dicomweb import _problem, qido, stow, uri, wado
+from catalog.dicomweb._held import Held
 
 if TYPE_CHECKING:
     from catalog.archive import Archive
@@ -12,9 +13,11 @@ if TYPE_CHECKING:
 __all__ = ["application"]
 
 
-def application(archive: "Archive") -> Starlette:
-    """QIDO-RS, WADO-RS, WADO-URI and STOW-RS of ``archive``.
+def application(archive: "Archive", *, largest: int = stow.LARGEST) -> Starlette:
+    """QIDO-RS, WADO-RS, WADO-URI and STOW-RS of ``archive``; a request to store has at most ``largest`` bytes.
 
     Links in its answers are absolute URLs below the path where it is mounted. Errors are problem details (RFC 9457).
     """
-    return Starlette(routes=[], exception_handlers=_problem.HANDLERS)
+    held = Held(archive)
+    routes = [*wado.routes(held), *qido.routes(held), *uri.routes(held), *stow.routes(archive, largest=largest)]
+    return Starlette(routes=routes, exception_handlers=_problem.HANDLERS)

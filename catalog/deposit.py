@@ -1,0 +1,251 @@
+"""Files that others send, taken into HOME/volume/stow: each checked, repaired where its fault is known, stored, catalogued.
+
+One bad file spoils no other. What is here already is not stored again and is never written over. Order of writing: journal →
+files in place → ``object_catalog``; a crash leaves nothing half visible, and the next command finishes it.
+"""
+
+import fcntl
+import filecmp
+import os
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catalog.conflicts import alike
+from catalog.disk import sync_files, sync_folder
+from catalog.errors import CatalogError
+from catalog.files import exists, is_url, listed
+from catalog.repair import faults, mends, repair
+from catalog.store import Journal, catalogue
+from catalog.walk import BrokenHeader, Header, NotDicom, walk
+
+if TYPE_CHECKING:
+    from catalog.archive import Archive
+
+__all__ = ["FOLDER", "Deposited", "Reason", "deposit", "is_uid"]
+
+FOLDER = "stow"
+_UIDS = {"StudyInstanceUID": 0x0020000D, "SeriesInstanceUID": 0x0020000E, "SOPInstanceUID": 0x00080018}
+_SYNTAX, _CLASS = 0x00020010, 0x00080016
+_HEADER = 1 << 26  # bytes: the frames of the largest segmentations need a tenth of it
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")
+
+
+class Reason(IntEnum):
+    """Why a file was not stored, or what is to be said of one that was (PS3.4 Table B.2-1, PS3.7 Annex C)."""
+
+    COERCED = 0xB000
+    DOES_NOT_FIT_CLASS = 0xB007
+    PROCESSING = 0x0110
+    DUPLICATE = 0x0111
+    CLASS_NOT_SUPPORTED = 0x0122
+    OUT_OF_RESOURCES = 0xA700
+    DOES_NOT_MATCH_CLASS = 0xA900
+    OTHER_STUDY = 0xA901
+    NOT_UNDERSTOOD = 0xC000
+
+
+@dataclass(frozen=True)
+class Deposited:
+    """What became of one file: stored (or here already) where ``failure`` is None; ``warning`` where it is to be known.
+
+    ``told`` says why in words. The UIDs are empty where the file does not tell them: it is no DICOM object.
+    """
+
+    study_uid: str = ""
+    series_uid: str = ""
+    sop_uid: str = ""
+    sop_class: str = ""
+    failure: Reason | None = None
+    warning: Reason | None = None
+    told: str = ""
+
+    def failed(self, reason: Reason, told: str) -> "Deposited":
+        """The same, not stored."""
+        return replace(self, failure=reason, warning=None, told=told)
+
+
+def is_uid(text: str) -> bool:
+    """Whether it has the form of a UID (PS3.5 §9.1): components of digits, 64 characters at most."""
+    return _UID.fullmatch(text) is not None
+
+
+def deposit(archive: "Archive", files: Sequence[Path], *, study: str = "") -> list[Deposited]:
+    """Store ``files``, which lie below HOME/volume and are moved from there; what became of each, in their order.
+
+    Files are kept byte by byte but for those that ``catalog.repair`` mends. With ``study`` those of other studies are refused.
+    An object that is here already is not stored again where it shows the same, and refused where it does not.
+    """
+    taken = [_taken(archive, file, study) for file in files]
+    good = [one for one in taken if one.told.failure is None]
+    try:
+        sync_files([one.mended or one.file for one in good])
+        if good:
+            with archive.writing(), _alone(archive):
+                _Placing(archive).place(good)
+    except (OSError, CatalogError) as problem:
+        for one in good:
+            one.told = one.told.failed(Reason.OUT_OF_RESOURCES, _line(problem))
+    return [one.told for one in taken]
+
+
+@dataclass
+class _Taken:
+    """A file that was sent, what is known of it, and beside it the file that was mended, where one was."""
+
+    file: Path
+    told: Deposited
+    mended: Path | None = None
+
+
+def _taken(archive: "Archive", file: Path, study: str) -> _Taken:
+    try:
+        header = walk(file, most=_HEADER)
+    except NotDicom:
+        told = "the part is empty" if not file.stat().st_size else "not a DICOM file"
+        return _Taken(file, Deposited().failed(Reason.NOT_UNDERSTOOD, told))
+    except BrokenHeader as problem:
+        return _Taken(file, _named(problem.header).failed(Reason.NOT_UNDERSTOOD, problem.problem))
+    except OSError as problem:
+        return _Taken(file, Deposited().failed(Reason.PROCESSING, _line(problem)))
+    one = _Taken(file, _checked(file, header, study))
+    if one.told.failure is None and mends(one.told.sop_class) and header.first(_SYNTAX) != _DEFLATED:
+        _mend(archive, one)
+    return one
+
+
+def _named(header: Header) -> Deposited:
+    study, series, sop, sop_class = (str(header.first(tag) or "") for tag in (*_UIDS.values(), _CLASS))
+    return Deposited(study, series, sop, sop_class)
+
+
+def _checked(file: Path, header: Header, study: str) -> Deposited:
+    told = _named(header)
+    with file.open("rb") as opened:
+        if opened.read(132)[128:] != b"DICM":
+            return told.failed(Reason.NOT_UNDERSTOOD, "no preamble: not a file as PS3.10 has it")
+    if not header.first(_SYNTAX):
+        return told.failed(Reason.NOT_UNDERSTOOD, "its file meta group names no transfer syntax")
+    named = (told.study_uid, told.series_uid, told.sop_uid, told.sop_class)
+    for name, uid in zip((*_UIDS, "SOPClassUID"), named, strict=True):
+        if not is_uid(uid):
+            return told.failed(Reason.DOES_NOT_MATCH_CLASS, f"{name} is {'no UID' if uid else 'missing'}")
+    if not _is_stored(told.sop_class):
+        return told.failed(Reason.CLASS_NOT_SUPPORTED, "not a class of objects that are stored")
+    if study and study != told.study_uid:
+        return told.failed(Reason.OTHER_STUDY, "belongs to another study than the one addressed")
+    return told
+
+
+def _is_stored(sop_class: str) -> bool:
+    """Whether objects of the class are stored: of the standard's those for storage, and all that others have defined."""
+    from pydicom.uid import UID, UID_dictionary
+
+    return sop_class not in UID_dictionary or "Storage" in UID(sop_class).name
+
+
+def _mend(archive: "Archive", one: _Taken) -> None:
+    """Repair the object into a file of its own. One that cannot be looked at is kept as it came: nothing is lost."""
+    target = one.file.with_name(f"{one.file.name}-mended")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the file's own peculiarities
+            changed, left = _rewritten(archive, one.file, target)
+    except Exception as problem:  # pydicom raises whatever its parsers raise
+        target.unlink(missing_ok=True)
+        one.told = replace(one.told, warning=Reason.DOES_NOT_FIT_CLASS, told=f"stored as it came: {_line(problem)}")
+        return
+    one.mended = target if target.exists() else None
+    if left:
+        one.told = replace(one.told, warning=Reason.DOES_NOT_FIT_CLASS, told=left[0])
+    elif changed:
+        one.told = replace(one.told, warning=Reason.COERCED, told=f"coerced: {', '.join(changed)}")
+
+
+def _rewritten(archive: "Archive", file: Path, target: Path) -> tuple[list[str], list[str]]:
+    """(what was changed in ``target``, what cannot be mended: then nothing is). The pixels, and what follows, are copied."""
+    from pydicom import config, dcmread
+
+    with config.disable_value_validation(), file.open("rb") as source:
+        dataset = dcmread(source, stop_before_pixels=True)
+        header_ends, version = source.tell(), dataset.file_meta.get("FileMetaInformationVersion")
+        changed = repair(dataset, archive)
+        if left := faults(dataset):
+            return [], left
+        if changed or dataset.file_meta.get("FileMetaInformationVersion") != version:
+            with target.open("wb") as out:
+                dataset.save_as(out, enforce_file_format=True)
+                source.seek(header_ends)
+                shutil.copyfileobj(source, out, 1 << 20)
+        return changed, []
+
+
+class _Placing:
+    """Puts files that are in order into their places, for one who has the lock."""
+
+    def __init__(self, archive: "Archive") -> None:
+        self.archive, self.root = archive, archive.volume_folder / FOLDER
+
+    def place(self, good: Sequence[_Taken]) -> None:
+        """Move what is not here, catalogue it, and let the index follow."""
+        archive, journal = self.archive, Journal(self.archive.home, f"stow/{uuid.uuid4()}")
+        archive.index.follow(archive.objects)
+        targets = [self._target(one.told) for one in good]
+        journal.open(targets)
+        there = [target for one, target in zip(good, targets, strict=True) if self._put(one, target)]
+        for folder in {target.parent for target in there}:
+            sync_folder(folder)
+        catalogue(archive, [listed(path) for path in dict.fromkeys(there)])
+        journal.close()
+        archive.index.follow(archive.objects)
+
+    def _target(self, told: Deposited) -> Path:
+        return self.root / told.study_uid / told.series_uid / f"{told.sop_uid}.dcm"
+
+    def _put(self, one: _Taken, target: Path) -> bool:
+        """Whether the object is at ``target``, put there now or before."""
+        here = str(target) if target.exists() else self._elsewhere(one)
+        if one.told.failure is not None:
+            return False
+        if not here:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(one.mended or one.file, target)
+            return True
+        if not is_url(here) and filecmp.cmp(one.file, here, shallow=False):
+            if one.mended:
+                one.told = replace(one.told, warning=Reason.DOES_NOT_FIT_CLASS, told="stored before, as it came")
+        elif not alike(str(one.mended or one.file), here):
+            one.told = one.told.failed(Reason.DUPLICATE, "stored with other content (give it a UID of its own)")
+            return False
+        return here == str(target)
+
+    def _elsewhere(self, one: _Taken) -> str:
+        """Where the catalog has the object, if that is still there; one of another series is another object."""
+        found = self.archive.index.instance(one.told.sop_uid)
+        if found is None or not exists(found.path):
+            return ""
+        if (found.study_uid, found.series_uid) != (one.told.study_uid, one.told.series_uid):
+            one.told = one.told.failed(Reason.DUPLICATE, "stored in another series (give it a UID of its own)")
+        return found.path
+
+
+@contextmanager
+def _alone(archive: "Archive") -> Iterator[None]:
+    """One at a time, of all processes: who finds an object absent is the one to store it."""
+    with (archive.home / ".stowing").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _line(problem: Any) -> str:
+    if isinstance(problem, CatalogError):
+        return problem.problem
+    return " ".join(str(problem).split())[:200] or type(problem).__name__
