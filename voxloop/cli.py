@@ -160,7 +160,7 @@ def status(home: HomeOption = None, json: JsonOption = False) -> None:
     """Say what `voxloop up` keeps running in a home, and whether each part answers."""
     from voxloop.up import status as look
 
-    found = look(existing(home).home)
+    found = look(read(home).home)
     if not found["running"]:
         console.note("nothing runs in this home (voxloop up starts it)")
     elif not json:

@@ -128,7 +128,8 @@ def _tell(settings: Settings, at: Addresses, waits: str, json: bool) -> None:
         console.emit({name: address for name, address in all_of_them.items() if address})
     else:
         print(f"\nOpen {at.viewer}\n", flush=True)
-        others = {"MLflow": at.mlflow, "DICOMweb": f"{at.viewer}/dicomweb", "endpoint": endpoint}
+        mlflow = f"{at.viewer}/mlflow/  (for programs: {at.mlflow})"
+        others = {"MLflow": mlflow, "DICOMweb": f"{at.viewer}/dicomweb", "endpoint": endpoint}
         for name, address in others.items():
             if address:
                 console.note(f"  {name:9} {address}")
