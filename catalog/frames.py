@@ -77,6 +77,16 @@ class ImageFile:
                 found: np.ndarray = next(decoded)
             yield found
 
+    def encapsulated(self, index: int) -> bytes:
+        """Frame ``index`` (from 0) as it is compressed, its fragments joined. CatalogError where that cannot be told."""
+        from pydicom.encaps import get_frame
+
+        with self._told("the frame cannot be found"):
+            whole = self._whole
+            tables = tuple(whole.get(f"ExtendedOffsetTable{part}") for part in ("", "Lengths"))
+            extended = tables if all(tables) else None
+            return bytes(get_frame(whole.PixelData, index, number_of_frames=self.frames, extended_offsets=extended))
+
     @property
     def lossy(self) -> bool:
         """Whether the transfer syntax may have changed the pixels' values."""
@@ -113,13 +123,7 @@ class ImageFile:
 
     def _native(self, index: int) -> "Dataset":
         """Frame ``index`` as an object of its own in explicit VR little endian."""
-        from pydicom.encaps import get_frame
-
-        whole = self._whole
-        extended = tuple(whole.get(f"ExtendedOffsetTable{part}") for part in ("", "Lengths"))
-        encoded = get_frame(
-            whole.PixelData, index, number_of_frames=self.frames, extended_offsets=extended if all(extended) else None
-        )
+        whole, encoded = self._whole, self.encapsulated(index)
         if self._syntax == _DEFLATED_FRAMES:
             encoded = zlib.decompressobj(-zlib.MAX_WBITS).decompress(encoded, 16 * LARGEST_FRAME)
         elif self._syntax == _RLE:

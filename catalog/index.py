@@ -172,7 +172,7 @@ class Index:
         copies: dict[str, list[tuple[bool, Indexed]]] = {}
         with self._reading() as connection:
             for fit, *row in connection.execute(query):
-                found = Indexed(*("" if value is None else value for value in row))
+                found = Indexed._make("" if value is None else value for value in row)
                 copies.setdefault(found.sop_uid, []).append((bool(fit), found))
         chosen = [next(filter(_there, known), known[0]) for known in copies.values()]
         return [found for fit, found in chosen if fit]

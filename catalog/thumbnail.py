@@ -12,14 +12,19 @@ from catalog.errors import CatalogError
 from catalog.frames import ImageFile
 
 if TYPE_CHECKING:
+    from PIL import Image
     from pydicom import Dataset
 
-__all__ = ["LARGEST", "thumbnail"]
+__all__ = ["LARGEST", "Window", "rendered", "thumbnail"]
 
 LARGEST = 256
 """How many pixels a picture is wide or high at most."""
 
 _COLORS = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (240, 180, 60), (130, 90, 200), (145, 209, 120), (220, 110, 170))
+Window = tuple[float, float, str]
+"""Centre, width and function (LINEAR, LINEAR_EXACT, SIGMOID) of PS3.3 §C.11.2."""
+
+_WHOLE = (1 << 14, 1 << 14)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _RGB = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
@@ -34,34 +39,51 @@ def thumbnail(path: str | Path, *, size: int = LARGEST) -> bytes:
 
     Raises CatalogError, with the reason, where there is no picture in the file, it is broken, or no codec takes it.
     """
-    from PIL import Image
-
     if not 1 <= size <= LARGEST:
         raise CatalogError(f"a picture of {size} pixels", about=str(path), remedy=f"ask for 1 to {LARGEST}")
+    png = BytesIO()
+    rendered(path, size=(size, size)).save(png, "PNG")
+    return png.getvalue()
+
+
+def rendered(
+    path: str | Path,
+    *,
+    frame: int | None = None,
+    window: Window | None = None,
+    size: tuple[int, int] | None = None,
+) -> "Image.Image":
+    """As ``thumbnail``, of ``frame`` (from 0), with ``window`` in the place of the header's, within ``size`` (width, height);
+    where no size is given as large as the image is."""
+    from PIL import Image
+
     image = ImageFile(path)
     try:
         with catch_warnings():
             simplefilter("ignore")  # of the file's own peculiarities
-            pixels, middle = _picture(image)
-            width, height = _fitted(pixels.shape[1], pixels.shape[0], _proportion(image.described(middle)), size)
+            pixels, shown = _picture(image, frame, window)
+            proportion = _proportion(image.described(shown))
+            width, height = _fitted(pixels.shape[1], pixels.shape[0], proportion, size or _WHOLE)
     except CatalogError:
         raise
     except Exception as problem:  # a header can be wrong in any way
         said = " ".join(str(problem).split())[:200]
         raise CatalogError(f"no picture can be made of it: {type(problem).__name__} {said}", about=str(path)) from problem
-    png = BytesIO()
-    Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0).save(png, "PNG")
-    return png.getvalue()
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-def _picture(image: ImageFile) -> tuple[np.ndarray, int]:
+def _picture(image: ImageFile, frame: int | None, window: Window | None) -> tuple[np.ndarray, int]:
     """(uint8 pixels (rows, columns) or (rows, columns, 3), the frame whose spacing they have)."""
     if image.header.get("Modality") == "SEG" or "SegmentSequence" in image.header:
-        return _segments(image)
-    middle = image.frames // 2
+        return _segments(image, frame)
+    middle = image.frames // 2 if frame is None else frame
     kind = image.header.get("PhotometricInterpretation") or "MONOCHROME2"
     if kind in _GREY:
-        return _grey(image.frame(middle), image.described(middle), lossy=image.lossy), middle
+        described = image.described(middle)
+        if window is not None:
+            described.WindowCenter, described.WindowWidth, described.VOILUTFunction = window
+            described.pop("VOILUTSequence", None)
+        return _grey(image.frame(middle), described, lossy=image.lossy), middle
     if kind in _RGB or kind == "PALETTE COLOR":
         return _colour(image.frame(middle), image.header, palette=kind == "PALETTE COLOR"), middle
     remedy = f"shown are {', '.join((*_GREY, *_RGB))} and PALETTE COLOR"
@@ -157,10 +179,10 @@ def _colour(stored: np.ndarray, header: "Dataset", *, palette: bool) -> np.ndarr
     return np.ascontiguousarray(rgb)
 
 
-def _segments(image: ImageFile) -> tuple[np.ndarray, int]:
+def _segments(image: ImageFile, frame: int | None) -> tuple[np.ndarray, int]:
     """The segments of the middle slice, each in its recommended colour (PS3.3 §C.8.20.4), a later one over an earlier."""
     colors = _segment_colors(image.header)
-    chosen = _middle_slice(image)
+    chosen = _middle_slice(image) if frame is None else [frame]
     canvas = np.zeros((*image.frame(chosen[0]).shape[:2], 3), np.float64)
     for index, stored in zip(chosen, image.each(chosen), strict=True):
         number = image.described(index).get("ReferencedSegmentNumber")
@@ -207,8 +229,8 @@ def _proportion(header: "Dataset") -> float:
     return 1.0
 
 
-def _fitted(columns: int, rows: int, proportion: float, size: int) -> tuple[int, int]:
-    """(width, height) of the picture: the finer side keeps its pixels, unless both must shrink to ``size``."""
+def _fitted(columns: int, rows: int, proportion: float, size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of the picture: the finer side keeps its pixels, unless both must shrink to fit into ``size``."""
     width, height = columns / min(proportion, 1.0), rows * max(proportion, 1.0)
-    scale = min(1.0, size / max(width, height))
+    scale = min(1.0, size[0] / width, size[1] / height)
     return max(1, round(width * scale)), max(1, round(height * scale))

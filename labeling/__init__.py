@@ -1,4 +1,7 @@
-"""Who labels what next, and the round that turns labels into a better model."""
+"""Who labels what next, and the round that turns labels into a better model.
+
+A name is imported when it is used: the round brings torch along, which the viewer's API does without.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -34,8 +37,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The modules are imported when they are asked for: the web server needs ``labeling.api``, and not what trains."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"labeling.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(f"module 'labeling' has no attribute {name!r}")

@@ -8,6 +8,7 @@ page of another site reaches it under a name that was pointed here. What changes
 import hashlib
 import hmac
 import ipaddress
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from catalog.dicomweb._problem import problem
 from voxloop.errors import FrontDoorError
 from voxloop.settings import Settings
 
-__all__ = ["COOKIE", "POLICY", "Access", "Rules", "loopback"]
+__all__ = ["COOKIE", "POLICY", "SESSION_S", "Access", "Rules", "loopback", "policy"]
 
 COOKIE = "voxloop"
 SESSION_S = 12 * 3600
@@ -61,6 +62,12 @@ def loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def address(host: str) -> str:
+    """How a URL names a server that listens on ``host``: by this machine's name where that is every address."""
+    name = socket.gethostname() if host in ("0.0.0.0", "::") else host.strip("[]")
+    return f"[{name}]" if ":" in name else name
+
+
 def policy(more: Mapping[str, str] | None = None) -> str:
     """A Content-Security-Policy: ``POLICY``, with ``more`` sources by directive."""
     added = more or {}
@@ -86,11 +93,11 @@ class Rules:
         if not (loopback(host) or token or proxies):
             remedy = "set VOXLOOP_TOKEN (openssl rand -hex 24 makes one) or VOXLOOP_TRUSTED_PROXY, or leave out --host"
             raise FrontDoorError("other machines would reach this without a token", about=f"--host {host}", remedy=remedy)
-        public = urlsplit(settings.viewer_url)
-        own = {f"{name}:{port}" for name in ("localhost", "127.0.0.1", "[::1]", host)}
-        named = loopback(host) or not loopback(public.hostname or "")
-        hosts = own | {public.netloc.lower()} if named else set()
-        return cls(token, proxies, settings.identity_header.lower(), frozenset(hosts), settings.viewer_url)
+        given = settings.viewer_url.rstrip("/")
+        public = given or f"http://{address(host)}:{port}"
+        own = {f"{name}:{port}" for name in ("localhost", "127.0.0.1", "[::1]", host)} | {urlsplit(public).netloc.lower()}
+        hosts = own if loopback(host) or given else set()
+        return cls(token, proxies, settings.identity_header.lower(), frozenset(hosts), public)
 
     @property
     def asks(self) -> bool:
@@ -157,12 +164,12 @@ class Access:
     def refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """What to answer to a request that may not pass."""
         host = headers.get("host", "").lower()
-        if self.rules.hosts and host not in self.rules.hosts:
-            remedy = f"open {self.rules.public}, or set VOXLOOP_VIEWER_URL to the address that browsers know"
-            return problem(421, "this server is not known by that name", about=f"Host: {host[:200]}", remedy=remedy)
-        if scope["method"] not in _SAFE and _from_elsewhere(headers, (host, urlsplit(self.rules.public).netloc.lower())):
-            return problem(403, "a page of another site may not change anything here", about=headers.get("origin", "")[:200])
         public = urlsplit(self.rules.public)
+        if self.rules.hosts and host not in self.rules.hosts:
+            remedy = f"open {self.rules.public}, or set VOXLOOP_VIEWER_URL to the address that you opened"
+            return problem(421, "this server is not known by that name", about=f"Host: {host[:200]}", remedy=remedy)
+        if scope["method"] not in _SAFE and _from_elsewhere(headers, (host, public.netloc.lower())):
+            return problem(403, "a page of another site may not change anything here", about=headers.get("origin", "")[:200])
         if host == public.netloc.lower():
             scope["scheme"] = public.scheme  # what a proxy speaks to us is not what its links must say
         return None if scope["path"] in OPEN else self._unknown(scope, headers)

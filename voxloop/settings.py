@@ -3,9 +3,8 @@
 import ipaddress
 import os
 from pathlib import Path
-from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL
 
@@ -32,7 +31,7 @@ class Settings(BaseSettings):
     endpoint_port: int = Field(default=5001, ge=0, le=65535, description="the same for the endpoint")
     viewer_port: int = Field(default=5002, ge=0, le=65535, description="the same for the web server")
     host: str = Field(default="127.0.0.1", description="where the web server listens; beyond loopback it asks for a token")
-    viewer_url: str = Field(default="", description="the web server's address as browsers know it; empty: this machine's")
+    viewer_url: str = Field(default="", description="the web server's address as browsers know it; empty: host and port")
     viewer_folder: str = Field(default="", description="OHIF's build; empty: where set-up put it, in the environment")
     token: SecretStr = Field(default=SecretStr(""), description="what a client of the web server must know; empty: nothing")
     trusted_proxy: str = Field(default="", description="addresses of reverse proxies that say who asks, with commas between")
@@ -52,10 +51,16 @@ class Settings(BaseSettings):
             ipaddress.ip_network(address)
         return addresses
 
-    @model_validator(mode="after")
-    def _viewer_url_follows(self) -> Self:
-        self.viewer_url = self.viewer_url.rstrip("/") or f"http://127.0.0.1:{self.viewer_port}"
-        return self
+    @property
+    def viewer(self) -> str:
+        """The web server's address, for links in runs."""
+        return self.viewer_url.rstrip("/") or f"http://127.0.0.1:{self.viewer_port}"
+
+    def environment(self) -> dict[str, str]:
+        """These settings as the variables of a child process, which ``read`` takes them from."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        told = {name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in values.items()}
+        return {f"VOXLOOP_{name.upper()}": str(value) for name, value in told.items()}
 
 
 def read(home: Path | None = None) -> Settings:

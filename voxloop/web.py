@@ -19,11 +19,11 @@ from starlette.routing import Mount, Route
 
 from catalog import Archive, Project, dicomweb, uploads
 from catalog.dicomweb._problem import HANDLERS
+from catalog.errors import VoxloopError
 from labeling import api, ohif
 from voxloop import login
 from voxloop import uploads as uploading
 from voxloop.access import Access, Rules
-from voxloop.errors import FrontDoorError
 from voxloop.processes import bound
 from voxloop.proxy import Proxy
 from voxloop.settings import Settings, read
@@ -145,5 +145,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except FrontDoorError as problem:
+    except VoxloopError as problem:
         raise SystemExit(str(problem)) from None

@@ -52,14 +52,19 @@ class Held:
 
     def follow(self) -> int:
         """Let the index follow the catalog where that has a new version; the version. Cheap where it has none."""
-        version, made = (self._known or (-1, 0.0, None))[:2]
-        if version >= 0 and self._made() == made and not os.path.exists(self._log(version + 1)):
-            return version
+        known = self._known
+        if known is not None and self._current():
+            return known[0]
         with self._lock:
             made = self._made()
             version = self.archive.index.follow(self.archive.objects)
             self._known = version, made, self.archive.objects.dataset(version)
         return version
+
+    def has(self, series: str) -> bool:
+        """Whether ``series`` is answered from memory."""
+        known, kept = self._known, self._series.get(series)
+        return known is not None and kept is not None and kept[0] == known[0] and self._current()
 
     def series(self, study: str, series: str) -> Mapping[str, Place]:
         """SOPInstanceUID → place, by InstanceNumber; 404 where the study has no such series."""
@@ -121,6 +126,11 @@ class Held:
         while len(self._series) > _SERIES:
             self._series.popitem(last=False)
         return self._series[series]
+
+    def _current(self) -> bool:
+        """Whether the catalog has no version after the known one: two questions to the file system."""
+        known = self._known
+        return known is not None and self._made() == known[1] and not os.path.exists(self._log(known[0] + 1))
 
     def _made(self) -> float:
         """When the table's log began: another one may have taken its place."""

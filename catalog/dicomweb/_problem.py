@@ -50,6 +50,9 @@ async def _catalog(_: Request, error: Exception) -> Response:
 
 async def _http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        remedy = "objects are read with GET and stored with POST /studies; nothing is ever deleted or changed"
+        return problem(405, "not a method of this resource", remedy=remedy, headers=error.headers)
     return problem(error.status_code, error.detail, headers=error.headers)
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
-from catalog.dicomweb import _problem, qido, stow
+from catalog.dicomweb import _problem, qido, stow, uri, wado
 from catalog.dicomweb._held import Held
 
 if TYPE_CHECKING:
@@ -19,5 +19,5 @@ def application(archive: "Archive", *, largest: int = stow.LARGEST) -> Starlette
     Links in its answers are absolute URLs below the path where it is mounted. Errors are problem details (RFC 9457).
     """
     held = Held(archive)
-    routes = [*qido.routes(held), *stow.routes(archive, largest=largest)]
+    routes = [*wado.routes(held), *qido.routes(held), *uri.routes(held), *stow.routes(archive, largest=largest)]
     return Starlette(routes=routes, exception_handlers=_problem.HANDLERS)

@@ -100,10 +100,9 @@ class _Asked:
                 self.match[name] = _one(name, values)
         for part, uid in path.items():
             name = _UIDS[part]
-            if uid not in self.match.get(name, uid).split(","):
+            if self.match.get(name, "").strip(" *") and uid not in self.match[name].split(","):
                 self.match["StudyInstanceUID"] = "0"  # none: the path and the query ask for different ones
             else:
-                self.match.setdefault(name, uid)
                 self.match[name] = uid
         self.include = self._included(wanted, known, relational=level != "studies" and not path)
 
@@ -132,7 +131,7 @@ def _named(name: str) -> str:
     from pydicom.datadict import keyword_for_tag, tag_for_keyword
 
     if len(name) == 8 and all(letter in "0123456789abcdefABCDEF" for letter in name):
-        return keyword_for_tag(int(name, 16))
+        return str(keyword_for_tag(int(name, 16)))
     return name if tag_for_keyword(name) is not None else ""
 
 

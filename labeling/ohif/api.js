@@ -14,6 +14,7 @@ async function ask(path, options = {}) {
   try {
     response = await fetch(`/api${path}`, { ...options, headers: { ...options.headers, ...authorization } });
   } catch (error) {
+    options.signal?.throwIfAborted();
     throw new Problem({ title: 'The server does not answer', about: error.message, remedy: 'is voxloop up running?' });
   }
   if (response.ok) return response;
@@ -36,9 +37,9 @@ export const predictionMask = uid => get(`/predictions/${encodeURIComponent(uid)
 export const voxels = async mask => new Uint8Array(await (await ask(`/masks/${encodeURIComponent(mask)}`)).arrayBuffer());
 
 // Asks for a suggestion and waits for it, however long that takes.
-export async function suggestion(key, series) {
+export async function suggestion(key, series, signal) {
   let told = await post(at(key, '/suggestions'), { series });
-  while (told.state === 'running') told = await get(`/suggestions/${told.id}?wait=10`);
+  while (told.state === 'running') told = await (await ask(`/suggestions/${told.id}?wait=10`, { signal })).json();
   if (told.state === 'failed') throw new Problem(told.problem);
   return told;
 }

@@ -54,7 +54,7 @@ export default {
     );
     Object.assign(state, { series: null, history: [] });
     clock.restart();
-    run('Open', start);
+    until(() => !state.busy, 'the end of what is under way', Infinity).then(() => run('Open', start));
   },
   onModeExit() {
     subscriptions.splice(0).forEach(subscription => subscription.unsubscribe());

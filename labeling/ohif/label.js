@@ -102,9 +102,9 @@ export async function startEmpty() {
   say('An empty label: choose a structure above, then draw.');
 }
 
-export async function suggest() {
+export async function suggest(signal) {
   const { image, series } = opened();
-  const told = await api.suggestion(key(), series);
+  const told = await api.suggestion(key(), series, signal);
   const shown = imageOf(series);
   if (!shown || state.series !== series) return say('The suggestion is for a series that is no longer open.');
   const by = `${told.model}/${told.version}`;

@@ -49,13 +49,16 @@ function make(tag, { text, key, on = {}, ...properties } = {}, ...children) {
 // Runs what a button does, one at a time, and shows what went wrong.
 export async function run(name, work) {
   if (state.busy) return;
-  Object.assign(state, { busy: name, since: performance.now(), problem: null, said: '' });
+  const stop = new AbortController();
+  Object.assign(state, { busy: name, stop, since: performance.now(), problem: null, said: '' });
   changed();
   try {
-    await work();
+    await work(stop.signal);
   } catch (error) {
-    console.error('[voxloop]', error);
-    state.problem = error;
+    if (!stop.signal.aborted) {
+      console.error('[voxloop]', error);
+      state.problem = error;
+    }
   }
   state.busy = '';
   changed();
@@ -187,7 +190,11 @@ function model() {
 
 function told() {
   const { problem, said, busy } = state;
-  if (busy) return make('p', { className: 'said', role: 'status' }, `${busy} … `, make('span', { className: 'waited' }));
+  if (busy) {
+    const stop = { text: 'Stop waiting', key: 'stop', type: 'button', className: 'second', on: { click: () => state.stop.abort() } };
+    const waited = make('p', { role: 'status' }, `${busy} … `, make('span', { className: 'waited' }));
+    return make('div', { className: 'said row' }, waited, busy === 'Auto-segment' && make('button', stop));
+  }
   if (!problem) return said && make('p', { className: 'said', role: 'status', text: said });
   const about = problem.about ? `${problem.about}: ` : '';
   const remedy = problem.remedy ? ` To mend it: ${problem.remedy}.` : '';

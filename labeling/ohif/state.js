@@ -13,6 +13,7 @@ export const state = {
   series: null,
   present: new Set(),
   busy: '',
+  stop: null,
   since: 0,
   said: '',
   problem: null,

@@ -1,0 +1,85 @@
+"""Bytes of stored files: a positioned read where the system has them in memory, in a thread where it has to fetch them."""
+
+import os
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from starlette.concurrency import run_in_threadpool
+
+from catalog.dicomweb._problem import Refused
+from catalog.files import is_url, on_disk, open_binary
+
+if TYPE_CHECKING:
+    from catalog.index import Indexed
+
+__all__ = ["changed", "read", "stream", "tag"]
+
+_PIECE = 1 << 20
+_NO_WAIT = getattr(os, "RWF_NOWAIT", 0)
+
+
+def changed(found: "Indexed") -> Refused:
+    """The file is not what was catalogued: its bytes may be another object's."""
+    remedy = "ingest its folder again"
+    return Refused(410, "its file has gone or changed since it was catalogued", about=found.sop_uid, remedy=remedy)
+
+
+def tag(found: "Indexed") -> str:
+    """The ETag of an object: another file has another."""
+    return f'"{found.modified:x}-{found.length:x}"'
+
+
+async def read(found: "Indexed", offset: int, length: int, before: int = 0, after: int = 0) -> bytearray:
+    """``length`` bytes of the object's file from ``offset``, with room for so many bytes before and after them.
+
+    Refused (410) where the file is no longer as it was catalogued: it is never a part of something else that is given.
+    """
+    room = bytearray(before + length + after)
+    wanted = memoryview(room)[before : before + length]
+    if is_url(found.path):
+        await run_in_threadpool(_remote, found, offset, wanted)
+        return room
+    try:
+        descriptor = os.open(on_disk(found.path), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        raise changed(found) from None
+    try:
+        _check(found, descriptor)
+        try:
+            done = os.preadv(descriptor, [wanted], offset, _NO_WAIT) if _NO_WAIT else 0
+        except OSError:  # not in memory, or a file system that cannot say
+            done = 0
+        if done < length:
+            await run_in_threadpool(_whole, found, descriptor, offset, wanted, done)
+        return room
+    finally:
+        os.close(descriptor)
+
+
+def _check(found: "Indexed", descriptor: int) -> None:
+    state = os.fstat(descriptor)
+    if state.st_size != found.length or state.st_mtime_ns // 1000 != found.modified:
+        raise changed(found)
+
+
+def _whole(found: "Indexed", descriptor: int, offset: int, wanted: memoryview, done: int) -> None:
+    while done < len(wanted):
+        more = os.preadv(descriptor, [wanted[done:]], offset + done)
+        if not more:
+            raise changed(found)
+        done += more
+
+
+def _remote(found: "Indexed", offset: int, wanted: memoryview) -> None:
+    try:
+        with open_binary(found.path) as file:
+            file.seek(offset)
+            wanted[:] = file.read(len(wanted))
+    except (OSError, ValueError):
+        raise changed(found) from None
+
+
+async def stream(found: "Indexed") -> AsyncIterator[bytes]:
+    """The whole file, piece by piece."""
+    for offset in range(0, found.length, _PIECE):
+        yield bytes(await read(found, offset, min(_PIECE, found.length - offset)))

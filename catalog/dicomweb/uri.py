@@ -1,0 +1,62 @@
+"""WADO-URI (PS3.18 §9): one object by three UIDs in the query, as a file or as a picture."""
+
+from collections.abc import Mapping
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from catalog.dicomweb._held import Held, checked
+from catalog.dicomweb._problem import Refused
+from catalog.dicomweb.rendered import FORMATS, picture
+from catalog.dicomweb.wado import single
+
+__all__ = ["PARAMETERS", "routes"]
+
+_UIDS = ("studyUID", "seriesUID", "objectUID")
+PARAMETERS = (
+    *("requestType", *_UIDS, "contentType", "transferSyntax", "frameNumber"),
+    *("windowCenter", "windowWidth", "rows", "columns", "imageQuality"),
+)
+
+
+def routes(held: Held) -> list[Route]:
+    """GET /wado."""
+
+    async def answer(request: Request) -> Response:
+        asked = request.query_params
+        place = await run_in_threadpool(held.place, *_checked(asked))
+        kinds = [one.partition(";")[0].strip() for one in asked.get("contentType", "").split(",") if one.strip()]
+        shown = next((kind for kind in kinds if kind in FORMATS), None)
+        if shown:
+            number, parameters = asked.get("frameNumber", ""), _parameters(asked)
+            return await run_in_threadpool(picture, [place], "rendered", number, parameters, {"accept": shown})
+        if kinds and not {"application/dicom", "*/*"} & set(kinds):
+            about, remedy = f"contentType={','.join(kinds)[:64]}", f"ask for application/dicom, {', '.join(FORMATS)}"
+            raise Refused(406, "not a type that is given", about=about, remedy=remedy)
+        syntax = asked.get("transferSyntax", "*")
+        return await single(place, f"application/dicom; transfer-syntax={syntax}", request.headers.get("if-none-match", ""))
+
+    return [Route("/wado", answer, methods=["GET"])]
+
+
+def _checked(asked: Mapping[str, str]) -> list[str]:
+    unknown = [name for name in asked if name not in PARAMETERS]
+    if unknown:
+        raise Refused(400, "not a parameter of it", about=unknown[0][:64], remedy=f"there are {', '.join(PARAMETERS)}")
+    if asked.get("requestType") != "WADO":
+        raise Refused(400, "requestType must be WADO", about=f"requestType={asked.get('requestType', '')[:64]}")
+    lacking = [name for name in _UIDS if not asked.get(name)]
+    if lacking:
+        raise Refused(400, "missing", about=", ".join(lacking), remedy="name study, series and object")
+    uids = [asked[name] for name in _UIDS]
+    checked(*uids)
+    return uids
+
+
+def _parameters(asked: Mapping[str, str]) -> dict[str, str]:
+    """Those of a rendered resource."""
+    pairs = {"window": ("windowCenter", "windowWidth"), "viewport": ("columns", "rows")}
+    found = {name: ",".join(asked.get(one, "") for one in both) for name, both in pairs.items() if any(map(asked.get, both))}
+    return found | ({"quality": asked["imageQuality"]} if asked.get("imageQuality") else {})
