@@ -22,7 +22,7 @@ from experiments.bench import BenchResult, compare
 from experiments.errors import ExperimentError
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Request
 
 __all__ = ["bench", "series"]
 
@@ -80,8 +80,11 @@ def _recorded(browser: "Browser", address: str, path: str) -> list[Answer]:
     """What the browser asked for, and was answered, by path."""
     asked: dict[str, dict[str, str]] = {}
 
+    def noted(request: "Request") -> None:
+        asked.setdefault(urlsplit(request.url).path + _query(request.url), request.headers)
+
     def watch(page: "Page") -> None:
-        page.on("request", lambda request: asked.setdefault(urlsplit(request.url).path + _query(request.url), request.headers))
+        page.on("request", noted)
 
     _open(browser, address + path, watch)
     import httpx
@@ -114,16 +117,10 @@ def _chromium() -> "Iterator[Browser]":
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         raise ExperimentError("no Chromium on this machine", about="bench viewer", remedy="install it (Debian: chromium)")
-    options = [
-        "--no-sandbox",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-    ]
-    drawing = ["--disable-sync", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    drawing = ["--no-sandbox", "--disable-quic", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=[*options, *drawing])
+        browser = playwright.chromium.launch(executable_path=program, args=[*quiet, *drawing])
         try:
             yield browser
         finally:

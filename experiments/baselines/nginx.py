@@ -85,8 +85,7 @@ def _await(port: int, process: "subprocess.Popen[bytes]") -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         if process.poll() is not None or time.monotonic() > deadline:
-            said = (
-                process.stderr.read().decode(errors="replace").strip() if process.stderr and process.poll() is not None else ""
-            )
+            process.terminate()
+            said = process.communicate()[1].decode(errors="replace").strip()
             raise ExperimentError(f"nginx did not start: {said[-300:]}", about="the baseline")
         time.sleep(0.05)
