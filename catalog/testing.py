@@ -5,7 +5,12 @@ class TestMine(TableTests):
     def table(self): return MyTable(TableTests.schema)
 """
 
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +20,7 @@ from catalog.errors import CatalogError
 from catalog.sources import VolumeSource
 from catalog.table import Table
 
-__all__ = ["TableTests", "VolumeSourceTests"]
+__all__ = ["TableTests", "VolumeSourceTests", "serving"]
 
 
 class TableTests:
@@ -105,3 +110,23 @@ class VolumeSourceTests:
     def test_refuses_what_it_does_not_know(self, source: VolumeSource, other: str) -> None:
         with pytest.raises(CatalogError):
             source.volume(other)
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """A real server of an ASGI application, in a thread, on a loopback port of its own: its URL. It ends when its requests
+    have."""
+    import uvicorn
+
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_level="error", lifespan="off", loop="uvloop", http="httptools")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

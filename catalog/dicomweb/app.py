@@ -3,8 +3,10 @@
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 
-from catalog.dicomweb import _problem, qido, stow, uri, wado
+from catalog.dicomweb import _problem, openapi, qido, stow, uri, wado
+from catalog.dicomweb._gone import Gone
 from catalog.dicomweb._held import Held
 
 if TYPE_CHECKING:
@@ -19,5 +21,11 @@ def application(archive: "Archive", *, largest: int = stow.LARGEST) -> Starlette
     Links in its answers are absolute URLs below the path where it is mounted. Errors are problem details (RFC 9457).
     """
     held = Held(archive)
-    routes = [*wado.routes(held), *qido.routes(held), *uri.routes(held), *stow.routes(archive, largest=largest)]
-    return Starlette(routes=routes, exception_handlers=_problem.HANDLERS)
+    routes = [
+        *wado.routes(held),
+        *qido.routes(held),
+        *uri.routes(held),
+        *openapi.routes(),
+        *stow.routes(archive, largest=largest),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(Gone)], exception_handlers=_problem.HANDLERS)

@@ -16,12 +16,14 @@ from catalog.dicomweb._problem import Refused
 if TYPE_CHECKING:
     from catalog.index import Indexed
 
-__all__ = ["IMMUTABLE", "Frames", "Offer", "chosen", "decoded", "frame"]
+__all__ = ["IMMUTABLE", "MOST", "Frames", "Offer", "chosen", "decoded", "frame"]
 
 IMMUTABLE = "private, max-age=31536000, immutable"
 """What is addressed by a SOPInstanceUID does not change."""
 
-_MOST = 10_000  # frames of a request
+MOST = 10_000
+"""Frames of a request."""
+
 _ITEM = b"\xfe\xff\x00\xe0"
 _AS_IT_LIES = ("1.2.840.10008.1.2", EXPLICIT, "")  # native pixels, little endian
 _NOT_IN_PLACE = ("1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.1.98", "1.2.840.10008.1.2.8.1")
@@ -113,8 +115,8 @@ def _headers(told: str, kind: str, length: int | None) -> list[tuple[bytes, byte
 def _numbers(text: str, place: Place) -> list[int]:
     """The numbers of frames that are asked for; Refused where one is none (400) or there is no such frame (404)."""
     parts = text.split(",")
-    if len(parts) > _MOST or not all(part.isascii() and part.isdigit() and len(part) < 10 and int(part) for part in parts):
-        remedy = f"give numbers from 1, by comma, {_MOST} at most"
+    if len(parts) > MOST or not all(part.isascii() and part.isdigit() and len(part) < 10 and int(part) for part in parts):
+        remedy = f"give numbers from 1, by comma, {MOST} at most"
         raise Refused(400, "not numbers of frames", about=f"frames/{text[:64]}", remedy=remedy)
     numbers = [int(part) for part in parts]
     if place.frames is not None and max(numbers) > len(place.frames):

@@ -8,11 +8,9 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ import httpx
 import numpy as np
 import pydicom
 import pytest
-import uvicorn
 from dicomweb_client import DICOMwebClient
 from pydicom.sr.codedict import codes
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, generate_uid
@@ -33,6 +30,7 @@ from catalog.dicomweb import _problem, application, stow
 from catalog.dicomweb._parts import Parts
 from catalog.dicomweb._problem import Refused
 from catalog.repair import faults, repair
+from catalog.testing import serving
 from catalog.walk import BrokenHeader, walk
 
 pytestmark = pytest.mark.slow
@@ -41,22 +39,6 @@ Stored = Callable[..., tuple[Archive, str]]
 DicomFile = Callable[..., Path]
 TYPE = 'multipart/related; type="application/dicom"; boundary=XX'
 FAILED, STORED, OTHER = "00081198", "00081199", "0008119A"
-
-
-@contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """A real server in a thread, on a port of its own: its URL. It ends when its requests have."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
 
 
 def mounted(archive: Archive, **limits: Any) -> Starlette:

@@ -1,0 +1,439 @@
+"""DICOMweb as its clients meet it: a real server on a real archive, by httpx, dicomweb-client and schemathesis."""
+
+import io
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import hypothesis
+import numpy as np
+import pydicom
+import pytest
+import schemathesis
+from dicomweb_client import DICOMwebClient
+from hypothesis import HealthCheck
+from PIL import Image
+from pydicom.datadict import tag_for_keyword
+from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from catalog import Archive
+from catalog.dicomweb import application, qido
+from catalog.testing import serving
+
+pytestmark = pytest.mark.slow
+STORED = "multipart/related; type=application/octet-stream; transfer-syntax=*"
+
+
+class Server(NamedTuple):
+    archive: Archive
+    url: str
+    client: httpx.Client
+    study: str
+    series: dict[str, str]
+    pixels: dict[str, np.ndarray]
+
+    def instance(self, kind: str, number: int = 1) -> str:
+        return f"/studies/{self.study}/series/{self.series[kind]}/instances/{self.series[kind]}.{number}"
+
+
+KINDS = {"native": "", "rle": RLELossless, "jls": JPEGLSLossless, "j2k": JPEG2000Lossless}
+
+
+def image(study: str, series: str, number: int, *, frames: int = 1, rows: int = 48) -> pydicom.Dataset:
+    """A CT object whose pixels say which it is; a header with a large private-free value (bulk data)."""
+    made = pydicom.Dataset()
+    made.preamble = bytes(128)
+    made.file_meta = pydicom.dataset.FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"{series}.{number}"
+    made.StudyInstanceUID, made.SeriesInstanceUID, made.InstanceNumber = study, series, number
+    made.SpecificCharacterSet = "ISO_IR 192"
+    made.PatientID, made.PatientName, made.Modality = "P1", 'Müller^"BulkDataURI":"?', "CT"
+    made.StudyDate, made.StudyTime, made.AccessionNumber, made.StudyDescription = "20240203", "101500", "A1", "Chest"
+    made.SeriesNumber, made.SeriesDescription = int(series.rsplit(".", 1)[1]), "axial"
+    made.SamplesPerPixel, made.PhotometricInterpretation, made.PixelRepresentation = 1, "MONOCHROME2", 0
+    made.Rows, made.Columns, made.BitsAllocated, made.BitsStored, made.HighBit = rows, 64, 16, 16, 15
+    made.add_new(0x00281201, "OW", bytes(range(256)) * 20)
+    if frames > 1:
+        made.NumberOfFrames = frames
+    noise = np.random.default_rng(number).integers(0, 4000, (frames, rows, 64), np.uint16)
+    made.PixelData = noise.tobytes()
+    made["PixelData"].VR = "OW"
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A study with a series of one multi-frame object for each way of storing pixels, and one of three single frames."""
+    archive, study = Archive(tmp_path_factory.mktemp("dicomweb")), "1.2.3"
+    folder, pixels, series = archive.volume_folder / "imported", dict[str, np.ndarray](), dict[str, str]()
+    folder.mkdir(parents=True)
+    for index, (kind, syntax) in enumerate(KINDS.items(), start=1):
+        series[kind] = f"1.2.3.{index}"
+        made = image(study, series[kind], 1, frames=3)
+        pixels[kind] = made.pixel_array
+        if syntax:
+            made.compress(syntax, generate_instance_uid=False)
+        made.save_as(folder / f"{kind}.dcm", enforce_file_format=True)
+    series["many"], series["big"] = "1.2.3.8", "1.2.3.9"
+    for number in (1, 2, 3):
+        image(study, series["many"], number).save_as(folder / f"many-{number}.dcm", enforce_file_format=True)
+    big = image(study, series["big"], 1)
+    pixels["big"] = big.pixel_array
+    big.PixelData = big.pixel_array.astype(">u2").tobytes()
+    big.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    pydicom.dcmwrite(folder / "big.dcm", big, implicit_vr=False, little_endian=False, enforce_file_format=True)
+    archive.adopt(sorted(folder.iterdir()), writer="test")
+    with serving(Starlette(routes=[Mount("/dicomweb", application(archive))])) as url:
+        base = f"{url}/dicomweb"
+        with httpx.Client(base_url=base, timeout=30) as client:
+            yield Server(archive, base, client, study, series, pixels)
+
+
+@pytest.fixture
+def dicomweb(server: Server) -> DICOMwebClient:
+    return DICOMwebClient(url=server.url)
+
+
+def parts(reply: httpx.Response) -> list[tuple[str, bytes]]:
+    """The (content type, body) of each part."""
+    mark = re.search(r"boundary=([^;]+)", reply.headers["content-type"])
+    assert mark is not None
+    found = []
+    for part in reply.content.split(f"--{mark[1]}".encode())[1:-1]:
+        head, _, body = part.partition(b"\r\n\r\n")
+        found.append((head.decode().split(": ", 1)[1].strip(), body.removesuffix(b"\r\n")))
+    return found
+
+
+class TestSearches:
+    def test_every_attribute_of_the_statement_is_matched_by_keyword_and_by_tag(self, server: Server) -> None:
+        statement = (Path(__file__).parents[2] / "docs" / "dicomweb.md").read_text()
+        for level in ("studies", "series", "instances"):
+            told = re.search(rf"^\| {level} \| (.+) \|$", statement, re.MULTILINE)
+            assert told is not None
+            assert re.findall(r"\w+", told[1]) == qido.attributes(level)
+            for keyword in qido.attributes(level):
+                for name in (keyword, f"{tag_for_keyword(keyword):08x}"):
+                    reply = server.client.get(f"/{level}", params={name: ""})
+                    assert (reply.status_code, bool(reply.json())) == (200, True), (level, name)
+
+    @pytest.mark.parametrize(
+        ("query", "found"),
+        [
+            ("PatientName=mü*", 1),
+            ("PatientName=MULLER*", 0),
+            ("PatientID=P1&AccessionNumber=A1", 1),
+            ("PatientID=P2", 0),
+            ("StudyDate=20240101-20241231", 1),
+            ("StudyDate=-20240202", 0),
+            ("StudyTime=1015", 1),
+            ("ModalitiesInStudy=CT", 1),
+            ("StudyInstanceUID=1.2.3,9.9", 1),
+            ("StudyInstanceUID=1.2.3&StudyInstanceUID=9.9", 1),
+            ("StudyDescription=Ch?st", 1),
+            ("limit=0", 0),
+            ("offset=1", 0),
+        ],
+    )
+    def test_studies(self, server: Server, query: str, found: int) -> None:
+        reply = server.client.get(f"/studies?{query}")
+        assert reply.status_code == 200
+        assert len(reply.json()) == found
+
+    def test_what_is_told_of_a_study(self, server: Server) -> None:
+        (study,) = server.client.get("/studies").json()
+        assert study["0020000D"] == {"vr": "UI", "Value": ["1.2.3"]}
+        assert study["00100010"] == {"vr": "PN", "Value": [{"Alphabetic": 'Müller^"BulkDataURI":"?'}]}
+        assert study["00201206"]["Value"] == [6]
+        assert study["00201208"]["Value"] == [8]
+        assert study["00081190"]["Value"] == [f"{server.url}/studies/1.2.3"]
+
+    def test_levels_below_tell_of_those_above_where_that_is_asked(self, server: Server) -> None:
+        below = server.client.get("/studies/1.2.3/series").json()
+        assert len(below) == 6
+        assert all("00100020" not in one and one["0020000D"]["Value"] == ["1.2.3"] for one in below)
+        assert all(one["00100020"]["Value"] == ["P1"] for one in server.client.get("/series").json())
+        with_id = server.client.get("/studies/1.2.3/series?includefield=PatientID,00081030").json()[0]
+        assert (with_id["00100020"]["Value"], with_id["00081030"]["Value"]) == (["P1"], ["Chest"])
+        assert "00100010" in server.client.get("/studies/1.2.3/instances?includefield=all").json()[0]
+
+    def test_what_is_not_supported_is_said(self, server: Server) -> None:
+        wrong = server.client.get("/studies?Manufacturer=x")
+        assert wrong.status_code == 400
+        assert wrong.headers["content-type"] == "application/problem+json"
+        assert "AccessionNumber" in wrong.json()["remedy"]
+        warned = server.client.get("/studies?fuzzymatching=true&includefield=PixelData")
+        assert "fuzzymatching" in warned.headers["warning"]
+        assert "PixelData" in warned.headers["warning"]
+        assert server.client.get("/studies", headers={"Accept": "application/dicom+xml"}).status_code == 406
+
+    @pytest.mark.parametrize("query", ["limit=-1", "limit=x", "offset=1.5", "StudyDate=yesterday", "PatientID=a&PatientID=b"])
+    def test_a_wrong_value_is_named(self, server: Server, query: str) -> None:
+        reply = server.client.get(f"/studies?{query}")
+        assert reply.status_code == 400
+        assert query.partition("=")[0] in reply.json()["about"]
+
+    def test_what_was_stored_is_found_by_the_next_search(self, server: Server, tmp_path: Path) -> None:
+        held = application(Archive(tmp_path))
+        with serving(Starlette(routes=[Mount("/dicomweb", held)])) as url:
+            client = DICOMwebClient(url=f"{url}/dicomweb")
+            for number in (1, 2):
+                client.store_instances([image("7.7", "7.7.1", number)])
+                found = client.search_for_instances("7.7", "7.7.1")
+                assert [one["00080018"]["Value"] for one in found] == [[f"7.7.1.{n}"] for n in range(1, number + 1)]
+                assert len(client.retrieve_series_metadata("7.7", "7.7.1")) == number
+
+
+class TestFrames:
+    @pytest.mark.parametrize("kind", [*KINDS, "big"])
+    def test_are_the_pixels_whatever_they_are_stored_as(self, server: Server, kind: str) -> None:
+        truth = server.pixels[kind].reshape(-1, 48, 64)
+        reply = server.client.get(server.instance(kind) + "/frames/1", headers={"Accept": "application/octet-stream"})
+        assert reply.headers["content-type"] == "application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1"
+        assert reply.content == truth[0].tobytes()
+        several = server.client.get(server.instance(kind) + f"/frames/{len(truth)},1")
+        assert [body for _, body in parts(several)] == [truth[-1].tobytes(), truth[0].tobytes()]
+
+    @pytest.mark.parametrize(("kind", "media"), [("rle", "dicom-rle"), ("jls", "jls"), ("j2k", "jp2")])
+    def test_are_sent_as_stored_where_that_is_accepted(self, server: Server, kind: str, media: str) -> None:
+        stored = pydicom.dcmread(server.archive.volume_folder / "imported" / f"{kind}.dcm")
+        frame = list(pydicom.encaps.generate_frames(stored.PixelData, number_of_frames=3))[1]
+        for accept in (STORED, f'multipart/related; type="image/{media}"'):
+            ((told, body),) = parts(server.client.get(server.instance(kind) + "/frames/2", headers={"Accept": accept}))
+            assert told == f"image/{media}; transfer-syntax={KINDS[kind]}"
+            assert body == frame
+        alone = server.client.get(server.instance(kind) + "/frames/2", headers={"Accept": f"image/{media}"})
+        assert alone.content == frame
+
+    def test_are_kept_by_a_client(self, server: Server) -> None:
+        first = server.client.get(server.instance("native") + "/frames/1")
+        assert "immutable" in first.headers["cache-control"]
+        again = server.client.get(server.instance("native") + "/frames/1", headers={"If-None-Match": first.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+
+    @pytest.mark.parametrize(
+        ("frames", "status"), [("0", 400), ("abc", 400), ("1,", 400), ("-1", 400), ("4", 404), ("999999999", 404)]
+    )
+    @pytest.mark.parametrize("kind", ["native", "jls"])
+    def test_that_are_not_there(self, server: Server, kind: str, frames: str, status: int) -> None:
+        reply = server.client.get(f"{server.instance(kind)}/frames/{frames}")
+        assert reply.status_code == status
+        assert reply.json()["title"]
+
+    def test_cannot_be_had_in_any_form(self, server: Server) -> None:
+        reply = server.client.get(server.instance("jls") + "/frames/1", headers={"Accept": "image/jp2"})
+        assert reply.status_code == 406
+        assert "image/jls" in reply.json()["remedy"]
+
+    def test_of_a_file_that_changed_are_never_given(self, tmp_path: Path) -> None:
+        archive = Archive(tmp_path)
+        file = archive.volume_folder / "imported" / "one.dcm"
+        file.parent.mkdir(parents=True)
+        image("5.5", "5.5.1", 1).save_as(file, enforce_file_format=True)
+        archive.adopt([file], writer="test")
+        with serving(application(archive)) as url:
+            frame = f"{url}/studies/5.5/series/5.5.1/instances/5.5.1.1/frames/1"
+            assert httpx.get(frame).status_code == 200
+            os.utime(file, (1, 1))
+            assert httpx.get(frame).status_code == 410
+            file.unlink()
+            gone = httpx.get(frame)
+            assert (gone.status_code, gone.json()["about"]) == (410, "5.5.1.1")
+
+
+class TestObjects:
+    def test_come_as_they_are_stored(self, server: Server) -> None:
+        stored = (server.archive.volume_folder / "imported" / "jls.dcm").read_bytes()
+        alone = server.client.get(server.instance("jls"), headers={"Accept": "application/dicom"})
+        assert alone.content == stored
+        assert JPEGLSLossless in alone.headers["content-type"]
+        ((_, body),) = parts(server.client.get(server.instance("jls")))
+        assert body == stored
+        query = {"requestType": "WADO", "studyUID": "1.2.3", "seriesUID": server.series["jls"]}
+        uri = server.client.get("/wado", params={**query, "objectUID": f"{server.series['jls']}.1"})
+        assert uri.content == stored
+
+    def test_are_decoded_where_that_is_asked(self, server: Server) -> None:
+        explicit = 'multipart/related; type="application/dicom"; transfer-syntax=1.2.840.10008.1.2.1'
+        ((_, body),) = parts(server.client.get(server.instance("j2k"), headers={"Accept": explicit}))
+        found = pydicom.dcmread(io.BytesIO(body))
+        assert found.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
+        assert found.SOPInstanceUID == f"{server.series['j2k']}.1"
+        assert np.array_equal(found.pixel_array, server.pixels["j2k"])
+
+    def test_of_a_study_come_all(self, server: Server) -> None:
+        found = parts(server.client.get("/studies/1.2.3"))
+        assert len(found) == 8
+
+    def test_are_never_deleted(self, server: Server) -> None:
+        reply = server.client.delete("/studies/1.2.3")
+        assert reply.status_code == 405
+        assert "nothing is ever deleted" in reply.json()["remedy"]
+        assert server.client.get("/studies/1.2.3/series").json()
+
+
+class TestMetadata:
+    @pytest.mark.parametrize("below", ["", "/series/1.2.3.8", "/series/1.2.3.8/instances/1.2.3.8.2"])
+    def test_is_what_pydicom_reads(self, server: Server, below: str) -> None:
+        found = server.client.get(f"/studies/1.2.3{below}/metadata").json()
+        assert len(found) == {"": 8, "/series/1.2.3.8": 3}.get(below, 1)
+        for one in found:
+            assert not [tag for tag in one if tag.startswith("0002") or tag == "7FE00010"]
+            assert list(one) == sorted(one)
+        many = next(one for one in found if one["00080018"]["Value"] == ["1.2.3.8.2"])
+        truth = pydicom.dcmread(
+            server.archive.volume_folder / "imported" / "many-2.dcm", stop_before_pixels=True
+        ).to_json_dict()
+        told = {tag: value for tag, value in many.items() if tag in truth and tag != "00281201"}
+        assert told == {tag: json.loads(json.dumps(value)) for tag, value in truth.items() if tag != "00281201"}
+
+    def test_leads_to_its_bulk_data(self, server: Server) -> None:
+        (told,) = server.client.get(server.instance("native") + "/metadata").json()
+        reply = httpx.get(told["00281201"]["BulkDataURI"], headers={"Accept": "application/octet-stream"})
+        assert reply.content == bytes(range(256)) * 20
+        ((_, body),) = parts(httpx.get(told["00281201"]["BulkDataURI"], headers={"Accept": STORED}))
+        assert body == reply.content
+
+    def test_is_small_and_kept(self, server: Server) -> None:
+        path = f"/studies/1.2.3/series/{server.series['many']}/metadata"
+        zipped = server.client.get(path)
+        assert zipped.headers["content-encoding"] == "gzip"
+        plain = server.client.get(path, headers={"Accept-Encoding": "identity"})
+        assert plain.json() == zipped.json()
+        again = server.client.get(path, headers={"If-None-Match": zipped.headers["etag"]})
+        assert again.status_code == 304
+
+    @pytest.mark.parametrize("query", ["offset=0", "offset=-1&length=5", "offset=a&length=b"])
+    def test_bulk_data_is_asked_for_by_numbers(self, server: Server, query: str) -> None:
+        assert server.client.get(f"{server.instance('native')}/bulkdata?{query}").status_code == 400
+        assert server.client.get(f"{server.instance('native')}/bulkdata?offset=0&length=999999999").status_code == 404
+
+
+class TestPictures:
+    @pytest.mark.parametrize(("accept", "kind"), [("*/*", "JPEG"), ("image/png", "PNG")])
+    def test_show_the_frame_that_is_asked_for(self, server: Server, accept: str, kind: str) -> None:
+        for path in (
+            server.instance("jls") + "/rendered",
+            server.instance("jls") + "/frames/2/rendered",
+            "/studies/1.2.3/thumbnail",
+        ):
+            shown = Image.open(io.BytesIO(server.client.get(path, headers={"Accept": accept}).content))
+            assert (shown.format, shown.size) == (kind, (64, 48))
+
+    def test_follow_window_and_viewport(self, server: Server) -> None:
+        path, png = server.instance("native") + "/frames/1/rendered", {"Accept": "image/png"}
+        window = server.client.get(path, params={"window": "2000,1000,linear-exact"}, headers=png)
+        truth = np.clip((server.pixels["native"][0] - 1500.0) / 1000, 0, 1) * 255
+        assert np.abs(np.asarray(Image.open(io.BytesIO(window.content))) - truth).max() <= 1
+        small = server.client.get(path, params={"viewport": "8,8"}, headers=png)
+        assert Image.open(io.BytesIO(small.content)).size == (8, 6)
+
+    @pytest.mark.parametrize("query", ["window=1", "window=1,0", "window=1,2,cubic", "viewport=0,4", "quality=101", "zoom=2"])
+    def test_refuse_what_they_do_not_know(self, server: Server, query: str) -> None:
+        assert server.client.get(f"{server.instance('native')}/rendered?{query}").status_code == 400
+
+    def test_come_by_wado_uri(self, server: Server) -> None:
+        query = {"requestType": "WADO", "studyUID": "1.2.3", "seriesUID": "1.2.3.1", "objectUID": "1.2.3.1.1"}
+        reply = server.client.get("/wado", params={**query, "contentType": "image/png", "frameNumber": "2"})
+        assert Image.open(io.BytesIO(reply.content)).size == (64, 48)
+        assert server.client.get("/wado", params={**query, "contentType": "text/html"}).status_code == 406
+        assert server.client.get("/wado", params={**query, "objectUID": "9.9"}).status_code == 404
+        assert server.client.get("/wado", params={"requestType": "WADO"}).status_code == 400
+
+
+class TestClients:
+    def test_dicomweb_client_reads_what_is_there(self, server: Server, dicomweb: DICOMwebClient) -> None:
+        (study,) = dicomweb.search_for_studies(search_filters={"PatientID": "P1"}, fields=["StudyDescription"])
+        assert study["00081030"]["Value"] == ["Chest"]
+        assert len(dicomweb.search_for_series("1.2.3")) == 6
+        for kind in KINDS:
+            uids = "1.2.3", server.series[kind], f"{server.series[kind]}.1"
+            found = dicomweb.retrieve_instance(*uids)
+            assert np.array_equal(found.pixel_array, server.pixels[kind])
+            frames = dicomweb.retrieve_instance_frames(*uids, frame_numbers=[2, 3])
+            assert frames == [frame.tobytes() for frame in server.pixels[kind][1:]]
+            assert pydicom.Dataset.from_json(dicomweb.retrieve_instance_metadata(*uids)).Rows == 48
+        assert len(dicomweb.retrieve_series("1.2.3", server.series["many"])) == 3
+        bulk = dicomweb.retrieve_instance_metadata("1.2.3", "1.2.3.1", "1.2.3.1.1")["00281201"]["BulkDataURI"]
+        assert dicomweb.retrieve_bulkdata(bulk) == [bytes(range(256)) * 20]
+        assert (
+            dicomweb.retrieve_instance_rendered("1.2.3", "1.2.3.1", "1.2.3.1.1", media_types=("image/png",))[:4] == b"\x89PNG"
+        )
+
+    def test_every_codec_of_the_real_files(self, home: Path, data: Any) -> None:
+        archive = Archive(home)
+        folder = archive.volume_folder / "imported"
+        folder.mkdir(parents=True)
+        for index, file in enumerate(sorted(file for file in data("transfer_syntaxes").rglob("*.dcm"))):
+            shutil.copy(file, folder / f"{index}.dcm")
+        archive.adopt(sorted(folder.iterdir()), writer="test")
+        with serving(application(archive)) as url, httpx.Client(base_url=url, timeout=60) as client:
+            seen = set()
+            for one in client.get("/instances").json():
+                path, syntax = one["00081190"]["Value"][0], one["00083002"]["Value"][0]
+                stored, plain = (client.get(f"{path}/frames/1", headers={"Accept": a}) for a in (STORED, "*/*"))
+                assert {stored.status_code, plain.status_code} <= {200, 404, 406}, (syntax, stored.text[:200], plain.text[:200])
+                seen.add(syntax) if stored.status_code == 200 else None
+            assert len(seen) > 15
+
+
+class TestHostileClients:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/studies/..%2F..%2Fetc%2Fpasswd/metadata",
+            "/studies/1.2.3/series/..%00/instances",
+            "/studies/1.2.3'%20OR%201=1--/series",
+            f"/studies/{'9' * 65}/metadata",
+            f"/studies/1.2.3/series/1.2.3.1/instances/1.2.3.1.1/frames/{'1,' * 20_000}1",
+            f"/studies?PatientName={'*a' * 5_000}",
+            f"/studies?{'A' * 10_000}=1",
+            f"/studies?PatientID={'%27;DROP%20TABLE%20index_files;--' * 20}",
+            "/studies?PatientName=%22%20OR%20index_names%20MATCH%20%22",
+            f"/studies?StudyInstanceUID={','.join(['1.2.3'] * 3_000)}",
+            "/studies?limit=99999999999999999999",
+            "/studies?PatientName=%ff%fe%00",
+        ],
+    )
+    def test_get_an_error_or_an_answer_and_the_next_request_is_answered(self, server: Server, path: str) -> None:
+        reply = server.client.get(path)
+        assert reply.status_code in (200, 400, 404, 414)
+        assert len(reply.content) < 5_000
+        assert len(server.client.get("/studies").json()) == 1
+
+    def test_one_that_stops_reading_holds_nobody_up(self, server: Server) -> None:
+        host, port = httpx.URL(server.url).host, httpx.URL(server.url).port
+        lazy = []
+        for _ in range(20):
+            connection = socket.create_connection((host, port))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.sendall(b"GET /dicomweb/studies/1.2.3 HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
+            lazy.append(connection)
+        assert server.client.get(server.instance("native") + "/frames/1").status_code == 200
+        for connection in lazy:
+            connection.close()
+        assert server.client.get("/studies").status_code == 200
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    def test_schemathesis_finds_no_failure_of_the_server(self, server: Server) -> None:
+        schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+        quick = hypothesis.settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+        def check(case: Any) -> None:
+            reply = case.call(base_url=server.url)
+            assert reply.status_code < 500, (case.method, reply.url, reply.text[:300])
+
+        operations = [found.ok() for found in schema.get_all_operations()]
+        operations = [one for one in operations if one.method == "get"]  # what is stored: test_stow.py
+        for operation in operations:
+            quick(hypothesis.given(case=operation.as_strategy())(check))()
+        assert len(operations) > 20
