@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from catalog._inherited import inherited
 from catalog.errors import CatalogError
 from catalog.labelset import LabelSet, Structure
 
@@ -60,7 +61,7 @@ def encode(
         warnings.simplefilter("ignore")  # of the source's own peculiarities
         try:
             segmentation = hd.seg.Segmentation(
-                source_images=list(sources),
+                source_images=[inherited(sources[0]), *sources[1:]],
                 pixel_array=mask.with_array(array),
                 segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
                 segment_descriptions=[_segment(i + 1, s, algorithm) for i, s in enumerate(labels.structures)],
@@ -73,9 +74,9 @@ def encode(
                 software_versions="1",
                 device_serial_number="1",
                 content_creator_name=_person(author),
-                content_description=description[:64],
+                content_description=short(description),
                 content_label="SEGMENTATION",
-                series_description=description[:64],
+                series_description=short(description),
                 omit_empty_frames=bool(array.any()),
                 contributing_equipment=_equipment(algorithm),
             )
@@ -150,9 +151,9 @@ def _segment(number: int, structure: Structure, algorithm: Algorithm | None) -> 
     made_by = None if algorithm is None else _identification(algorithm)
     return hd.seg.SegmentDescription(
         segment_number=number,
-        segment_label=structure.name[:64],
+        segment_label=short(structure.name),
         segmented_property_category=hd.sr.CodedConcept(category[1], category[0], category[2]),
-        segmented_property_type=hd.sr.CodedConcept(value, scheme, meaning[:64]),
+        segmented_property_type=hd.sr.CodedConcept(value, scheme, short(meaning)),
         algorithm_type=kinds.MANUAL if algorithm is None else kinds.AUTOMATIC,
         algorithm_identification=made_by,
         display_color=CIELabColor.from_rgb(*structure.color),
@@ -164,7 +165,7 @@ def _identification(algorithm: Algorithm) -> "hd.AlgorithmIdentificationSequence
     from pydicom.sr.codedict import codes
 
     return hd.AlgorithmIdentificationSequence(
-        name=algorithm.name[:64], family=codes.DCM.ArtificialIntelligence, version=algorithm.version[:64]
+        name=short(algorithm.name), family=codes.DCM.ArtificialIntelligence, version=short(algorithm.version)
     )
 
 
@@ -179,8 +180,8 @@ def _equipment(algorithm: Algorithm | None) -> "list[hd.ContributingEquipment] |
         hd.ContributingEquipment(
             manufacturer=MANUFACTURER,
             purpose_of_reference=codes.DCM.ProcessingEquipment,
-            manufacturer_model_name=algorithm.name[:64],
-            software_versions=algorithm.version[:64],
+            manufacturer_model_name=short(algorithm.name),
+            software_versions=short(algorithm.version),
             contribution_description=f"receipt sha256:{algorithm.receipt}",
         )
     ]
@@ -188,7 +189,7 @@ def _equipment(algorithm: Algorithm | None) -> "list[hd.ContributingEquipment] |
 
 def _values(seg: "hd.seg.Segmentation", labels: LabelSet, about: str) -> dict[int, int]:
     """Segment number → the voxel value of its structure."""
-    by_name = {structure.name[:64]: structure.value for structure in labels.structures}
+    by_name = {short(structure.name): structure.value for structure in labels.structures}
     by_code = {structure.code[:2]: structure.value for structure in labels.structures if structure.code[:2] != _TISSUE[:2]}
     found = {}
     for number in seg.segment_numbers:
@@ -206,7 +207,12 @@ def _values(seg: "hd.seg.Segmentation", labels: LabelSet, about: str) -> dict[in
 
 def _person(author: str) -> str:
     """``author`` as a DICOM person name: without the separators ``^`` and ``=``, one component."""
-    return (author.replace("^", " ").replace("=", " ").replace("\\", " ").strip() or "unknown")[:63] + "^"
+    return (short(author.replace("^", " ").replace("=", " ").replace("\\", " ").strip(), 63) or "unknown") + "^"
+
+
+def short(text: str, most: int = 64) -> str:
+    """``text`` in at most ``most`` bytes of UTF-8: DICOM counts characters, some of its readers bytes."""
+    return text.encode()[:most].decode(errors="ignore").strip()
 
 
 def _line(problem: Any) -> str:
