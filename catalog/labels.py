@@ -27,7 +27,7 @@ __all__ = ["LabelRevision", "State", "Submission", "current", "mask", "revision"
 
 State = Literal["present", "absent", "not_annotated"]
 FOLDER = "labels"
-_STATUSES = ("draft", "submitted", "approved")
+STATUSES = ("draft", "submitted", "approved")
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,8 @@ def _check_states(submission: Submission, labels: LabelSet) -> None:
         raise CatalogError(
             f"the states {dict(submission.states)} do not fit label set {labels.name}", about=about, remedy=remedy
         )
-    if submission.status not in _STATUSES:
-        raise CatalogError(f"{submission.status!r} is no status", about=about, remedy=f"one of {', '.join(_STATUSES)}")
+    if submission.status not in STATUSES:
+        raise CatalogError(f"{submission.status!r} is no status", about=about, remedy=f"one of {', '.join(STATUSES)}")
     drawn = set(np.unique(submission.mask.array).tolist())
     for structure in labels.structures:
         state = submission.states[structure.name]

@@ -42,7 +42,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def dciodvfy() -> Callable[[Path], list[str]]:
-    """What the validator of David Clunie's dicom3tools calls an error in a DICOM file, a line each; its warnings are printed."""
+    """What the validator of dicom3tools calls an error in a DICOM file, a line each; its warnings are printed."""
     program = shutil.which("dciodvfy")
     if program is None:
         pytest.skip("no dciodvfy on this machine: apt install dicom3tools")
