@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from catalog import seg
+from catalog import features, seg
 from catalog._query import quoted
 from catalog.errors import CatalogError
 from catalog.labelset import LabelSet
@@ -102,10 +102,12 @@ def submit(
         description=f"{project}: {labels.name}",
         author=submission.author,
     )
+    measured = _measured(archive, event, submission, labels, sources)
     journal = Journal(archive.home, f"label/{label_id}", label=event)
     with archive.writing():
         put(archive, [segmentation], folder=FOLDER, journal=journal)
         archive.labels.append(label_rows(event), writer=f"label/{label_id}", batch=0)
+        features.append(archive, measured, writer=features.writer(event["seg_uid"]))
         journal.close()
     stored = revision(archive, label_id)
     assert stored is not None
@@ -161,6 +163,15 @@ def _event(
         "patient_id": str(source.get("PatientID") or "") or None,
         "created_at": int(now.timestamp() * 1_000_000),
     }
+
+
+def _measured(
+    archive: "Archive", event: Mapping[str, Any], submission: Submission, labels: LabelSet, sources: "Sequence[Dataset]"
+) -> list[dict[str, Any]]:
+    """The rows of ``features``, of the structures that the author says something of."""
+    values = {one.name: one.value for one in labels.structures if submission.states[one.name] != "not_annotated"}
+    pixels = features.image_pixels(archive, submission.series_uid, sources)
+    return features.of_mask(features.Subject.of_label(event), submission.mask, values, pixels, sources[0])
 
 
 def _revisions(archive: "Archive", where: str, version: int | None = None) -> list[LabelRevision]:

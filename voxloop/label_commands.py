@@ -49,6 +49,22 @@ def import_labels(
         raise FrontDoorError(f"{refused} of {len(done.sources)} were not imported", remedy="the reasons are listed above")
 
 
+@app.command()
+@guarded
+def features(home: HomeOption = None, json: JsonOption = False) -> None:
+    """Measure the labels and predictions that have no rows in features: those from before there was that table."""
+    from catalog.features import complete
+
+    archive = open_archive(existing(home))
+    with console.stage("measure") as report:
+        measured, notes = complete(archive, report)
+    for note in notes:
+        console.note(f"  not measured in full: {note}")
+    console.note(f"{measured} labels and predictions measured")
+    if json:
+        console.emit({"measured": measured, "notes": notes})
+
+
 def _pair(told: str) -> tuple[str, str]:
     """Source name and structure of NAME=STRUCTURE; a name may hold ``=``."""
     source, found, structure = told.rpartition("=")
