@@ -7,8 +7,8 @@ import sys
 import tempfile
 import time
 import xmlrpc.client
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,9 +34,10 @@ _LONGEST_SOCKET = 90  # of the 107 bytes that Linux takes, as supervisord adds i
 _GROUP = "voxloop"
 _DOWN = (OSError, xmlrpc.client.Error, xmlrpc.client.ResponseError)
 
+# A path of the home may hold what means something here (; # %): it comes by the environment.
 _CONFIGURATION = """\
 [unix_http_server]
-file={socket}
+file=%(ENV_VOXLOOP_SOCKET)s
 chmod=0700
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
@@ -44,7 +45,7 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 nodaemon=true
 logfile=/dev/null
 logfile_maxbytes=0
-pidfile=%(here)s/supervisord.pid
+pidfile=%(ENV_VOXLOOP_RUN)s/supervisord.pid
 minfds={files}
 {user}
 [group:{group}]
@@ -62,7 +63,7 @@ stopwaitsecs={stop}
 stopasgroup=true
 killasgroup=true
 redirect_stderr=true
-stdout_logfile=%(here)s/../logs/{name}.log
+stdout_logfile=%(ENV_VOXLOOP_LOGS)s/{name}.log
 stdout_logfile_maxbytes=10MB
 stdout_logfile_backups=3
 environment={environment}
@@ -119,10 +120,13 @@ class Supervisor:
         if len(os.fsencode(self.socket)) > _LONGEST_SOCKET:
             self.socket = Path(tempfile.mkdtemp(prefix="voxloop-")) / "supervisor.sock"
         file = self._run / "supervisord.conf"
-        file.write_text(_configuration(self.socket, list(self.programs.values())))
+        file.write_text(_configuration(list(self.programs.values())))
         command = [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(file)]
         log = self._logs / "supervisord.log"
-        self._server = Server("supervisord", command, log=log, ready_url="", environment=self._environment)
+        paths = {"VOXLOOP_RUN": str(self._run), "VOXLOOP_SOCKET": str(self.socket)}
+        paths["VOXLOOP_LOGS"] = str(self._logs).replace("%", "%%")  # supervisord expands the names of logs twice
+        environment = {**self._environment, **paths}
+        self._server = Server("supervisord", command, log=log, ready_url="", environment=environment)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -134,8 +138,8 @@ class Supervisor:
 
     def start(self, name: str) -> None:
         """Start a program that waited for it."""
-        with suppress(xmlrpc.client.Fault):  # it runs already
-            _ask(self.socket).startProcess(f"{_GROUP}:{name}", False)
+        with _asked(self.socket) as supervisor, suppress(xmlrpc.client.Fault):  # it runs already
+            supervisor.startProcess(f"{_GROUP}:{name}", False)
 
     def deaths(self) -> list[Death]:
         """Programs that ended since this was last asked; FrontDoorError where supervisord itself did."""
@@ -167,21 +171,27 @@ class Supervisor:
 def states(socket: Path) -> list[State]:
     """The programs of the supervisord that listens on ``socket``; none where it does not (yet, or no more)."""
     try:
-        told: list[dict[str, Any]] = _ask(socket).getAllProcessInfo()
+        with _asked(socket) as supervisor:
+            told: list[dict[str, Any]] = supervisor.getAllProcessInfo()
     except _DOWN:
         return []
     return [State(one["name"], one["statename"], one["pid"], one["start"], one["stop"]) for one in told]
 
 
-def _ask(socket: Path) -> Any:
+@contextmanager
+def _asked(socket: Path) -> Iterator[Any]:
     transport = SupervisorTransport(None, None, f"unix://{socket}")
-    return xmlrpc.client.ServerProxy("http://localhost", transport=transport).supervisor
+    try:
+        yield xmlrpc.client.ServerProxy("http://localhost", transport=transport).supervisor
+    finally:
+        if transport.connection and transport.connection.sock:
+            transport.connection.sock.close()
+        transport.close()
 
 
-def _configuration(socket: Path, programs: Sequence[Program]) -> str:
+def _configuration(programs: Sequence[Program]) -> str:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     head = _CONFIGURATION.format(
-        socket=str(socket).replace("%", "%%"),
         files=min(4096, most) if most != resource.RLIM_INFINITY else 4096,
         user="user=root" if os.getuid() == 0 else "",  # else supervisord warns that it runs as root
         group=_GROUP,
