@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from catalog.archive import Archive
 
-__all__ = ["LabelRevision", "State", "Submission", "current", "mask", "revision", "revisions", "submit"]
+__all__ = ["LabelRevision", "State", "Submission", "current", "history", "mask", "revision", "revisions", "submit"]
 
 State = Literal["present", "absent", "not_annotated"]
 FOLDER = "labels"
@@ -36,7 +36,8 @@ class Submission:
 
     ``mask`` is a uint8 label map on the series' grid; ``states`` says for each structure whether it is there, is not, or
     was not looked for; ``seconds`` is the author's time, ``parent`` the revision it builds on, ``suggested_by`` the model
-    version it began from and ``voxels_changed`` how many voxels of that suggestion were changed.
+    version it began from, ``voxels_changed`` how many voxels of that suggestion were changed, and ``added_path_length`` how
+    many voxels of the contours are not on the suggestion's.
     """
 
     series_uid: str
@@ -49,6 +50,7 @@ class Submission:
     seconds: float = 0.0
     parent: str | None = None
     voxels_changed: int | None = None
+    added_path_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class LabelRevision:
     seconds: float
     voxels_changed: int | None
     created_at: datetime
+    added_path_length: int | None = None
     states: Mapping[str, State] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -132,6 +135,12 @@ def current(archive: "Archive", project: str, *, version: int | None = None, dra
     """Series UID → its latest revision in the project, as of a version of the ``labels`` table; drafts only if asked for."""
     where = f"project = {quoted(project)}" + ("" if drafts else " AND status <> 'draft'")
     return {found.series_uid: found for found in _revisions(archive, where, version)}
+
+
+def history(archive: "Archive", project: str, series_uid: str) -> list[LabelRevision]:
+    """Every revision of a series in the project, drafts too, the latest first."""
+    where = f"project = {quoted(project)} AND series_uid = {quoted(series_uid)}"
+    return _revisions(archive, where)[::-1]
 
 
 def mask(archive: "Archive", revision: LabelRevision, labels: LabelSet) -> "hd.Volume":

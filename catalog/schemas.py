@@ -115,10 +115,12 @@ LABELS = pa.schema(
         ("seconds", _REAL),
         ("voxels_changed", _WHOLE),
         ("created_at", _TIME),
+        ("added_path_length", _WHOLE),
     ]
 )
 """``states``: structure → ``present``, ``absent`` or ``not_annotated``; ``suggested_by``: the model version that made the
-suggestion, ``voxels_changed`` how many voxels the author changed in it; ``seconds``: the author's time."""
+suggestion, ``voxels_changed`` how many voxels the author changed in it, ``added_path_length`` how many voxels of contour the
+author had to draw (Vaassen et al. 2020); ``seconds``: the author's time."""
 
 PREDICTIONS = pa.schema(
     [

@@ -1,8 +1,8 @@
-"""The viewer's configuration and our part of it, as files that a browser fetches."""
+"""The viewer's plugin: plain ES modules that OHIF's stock build imports by URL, and the viewer's configuration."""
 
 from pathlib import Path
 
 __all__ = ["FOLDER"]
 
 FOLDER = Path(__file__).parent
-"""Holds app-config.js, and the modules that the web server gives out at /plugins/."""
+"""Holds the ``.js`` files; they are served as they are, below ``/plugins/``, but ``app-config.js`` at ``/app-config.js``."""
