@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from catalog import seg
+from catalog import features, seg
 from catalog._query import quoted
 from catalog.errors import CatalogError
 from catalog.labelset import LabelSet
@@ -27,7 +27,7 @@ __all__ = ["LabelRevision", "State", "Submission", "current", "history", "mask",
 
 State = Literal["present", "absent", "not_annotated"]
 FOLDER = "labels"
-_STATUSES = ("draft", "submitted", "approved")
+STATUSES = ("draft", "submitted", "approved")
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,12 @@ def submit(
         description=f"{project}: {labels.name}",
         author=submission.author,
     )
+    measured = _measured(archive, event, submission, labels, sources)
     journal = Journal(archive.home, f"label/{label_id}", label=event)
     with archive.writing():
         put(archive, [segmentation], folder=FOLDER, journal=journal)
         archive.labels.append(label_rows(event), writer=f"label/{label_id}", batch=0)
+        features.append(archive, measured, writer=features.writer(event["seg_uid"]))
         journal.close()
     stored = revision(archive, label_id)
     assert stored is not None
@@ -172,6 +174,15 @@ def _event(
     }
 
 
+def _measured(
+    archive: "Archive", event: Mapping[str, Any], submission: Submission, labels: LabelSet, sources: "Sequence[Dataset]"
+) -> list[dict[str, Any]]:
+    """The rows of ``features``, of the structures that the author says something of."""
+    values = {one.name: one.value for one in labels.structures if submission.states[one.name] != "not_annotated"}
+    pixels = features.image_pixels(archive, submission.series_uid, sources)
+    return features.of_mask(features.Subject.of_label(event), submission.mask, values, pixels, sources[0])
+
+
 def _revisions(archive: "Archive", where: str, version: int | None = None) -> list[LabelRevision]:
     rows = archive.labels.scan(LABELS.names, where=where, version=version).read_all().to_pylist()
     rows.sort(key=lambda row: (row["created_at"], row["label_id"]))
@@ -195,8 +206,8 @@ def _check_states(submission: Submission, labels: LabelSet) -> None:
         raise CatalogError(
             f"the states {dict(submission.states)} do not fit label set {labels.name}", about=about, remedy=remedy
         )
-    if submission.status not in _STATUSES:
-        raise CatalogError(f"{submission.status!r} is no status", about=about, remedy=f"one of {', '.join(_STATUSES)}")
+    if submission.status not in STATUSES:
+        raise CatalogError(f"{submission.status!r} is no status", about=about, remedy=f"one of {', '.join(STATUSES)}")
     drawn = set(np.unique(submission.mask.array).tolist())
     for structure in labels.structures:
         state = submission.states[structure.name]

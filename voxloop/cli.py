@@ -10,6 +10,7 @@ import typer
 
 from voxloop import catalog_commands as catalog_commands  # registers its commands
 from voxloop import console
+from voxloop import label_commands as label_commands
 from voxloop import sweep_commands as sweep_commands
 from voxloop import train_commands as train_commands
 from voxloop import weights_commands as weights_commands
