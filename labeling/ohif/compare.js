@@ -39,7 +39,7 @@ async function only(viewportId, asked, image, label) {
       .filter(other => other !== viewportId)
       .forEach(other => segmentation.removeSegmentationRepresentations(other, { segmentationId: id }));
   tidy();
-  setTimeout(tidy, 500);
+  setTimeout(tidy, 500); // OHIF's own synchronisation of segmentations is late
   return id;
 }
 

@@ -217,11 +217,19 @@ export class ActiveLearning extends HTMLElement {
   }
 
   draw() {
-    const focused = this.root.activeElement?.dataset.key;
+    const focused = this.root.activeElement?.dataset.key ?? this.waiting;
     const parts = state.project ? [who(), told(), sample(), structures(), handIn(), history(), model()] : [told()];
     this.root.replaceChildren(make('style', { text: STYLE }), ...parts.flat().filter(Boolean));
-    if (focused) this.root.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+    this.focusOn(focused);
     this.tick();
+  }
+
+  // A button cannot have the focus while something is under way: it is given it again afterwards, if nobody has it by then.
+  focusOn(key) {
+    const target = key && this.root.querySelector(`[data-key="${CSS.escape(key)}"]`);
+    const free = [null, document.body, this].includes(document.activeElement);
+    if (target && free) target.focus();
+    this.waiting = target?.disabled && free ? key : undefined;
   }
 
   tick() {

@@ -2,9 +2,20 @@
 const broken = error => ({
   id: '@voxloop/mode-label',
   async modeFactory({ loadModules }) {
-    const [basic] = await loadModules(['@ohif/mode-basic']);
-    const mode = basic.modeFactory({ modeConfiguration: basic.modeInstance ?? {} });
-    return { ...mode, id: '@voxloop/mode-label', routeName: 'label', displayName: `Label (could not be loaded: ${error.message})` };
+    const [segmentation] = await loadModules(['@ohif/mode-segmentation']);
+    const mode = segmentation.modeFactory({ modeConfiguration: {} });
+    const message = `The mode Label could not be loaded: ${error.message}. Reload the page; if that does not help, see the browser's console.`;
+    return {
+      ...mode,
+      id: '@voxloop/mode-label',
+      routeName: 'label',
+      displayName: 'Label (could not be loaded)',
+      onModeEnter(context) {
+        mode.onModeEnter(context);
+        const { uiNotificationService } = context.servicesManager.services;
+        uiNotificationService.show({ title: 'Voxloop', message, type: 'error', duration: 60000 });
+      },
+    };
   },
 });
 
