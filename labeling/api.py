@@ -103,7 +103,7 @@ def application(archive: Archive, projects: Sequence[Project], *, endpoint: str 
     ``endpoint`` is the base URL of MLflow's scoring server, which may be down or (empty) not there: suggestions then say so.
     ``tracking_uri`` is where a reader finds the models' runs.
     """
-    app = FastAPI(title="Voxloop: labels", version="1", description=__doc__)
+    app = FastAPI(title="Voxloop: labels", version="1", description=__doc__, docs_url=None, redoc_url=None)
     app.add_middleware(Capped, largest=LARGEST)
     for kind, handler in {**HANDLERS, VoxloopError: _voxloop, RequestValidationError: _invalid}.items():
         app.add_exception_handler(kind, handler)

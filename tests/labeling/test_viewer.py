@@ -106,7 +106,7 @@ def page(browser: "Browser") -> "Iterator[Page]":
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
-    page.screenshot(path="/tmp/dev/last.png"); context.close()
+    context.close()
     assert errors == []
 
 
@@ -440,6 +440,8 @@ def test_real_images_in_jpeg_ls_with_segmentations_that_exist(page: "Page", tmp_
         opened(page, site, series)
         page.get_by_text("PT-Segmentation").first.dblclick()
         until(page, SEGMENTED)
+        page.get_by_role("button", name="Yes").click()
+        until(page, SHOWN)
         press(page, "Start an empty label")
         said(page, "choose a structure above")
         brush(page)
