@@ -236,21 +236,26 @@ def _decompressed(place: Place) -> bytes:
     """The object in explicit VR little endian, under the same UID: the pixels are the same (PS3.18 §8.7.3.5)."""
     import io
 
-    from pydicom import config, dcmread
-    from pydicom.uid import ExplicitVRLittleEndian
+    from pydicom import config
+    from pydicom.uid import UID
 
-    from catalog.files import open_binary
+    from catalog.errors import CatalogError
+    from catalog.frames import ImageFile, NoPicture
+    from catalog.sources import read_dataset
 
+    found, remedy = place.object, "accept it as it is stored: transfer-syntax=*"
     try:
-        with config.disable_value_validation(), open_binary(place.object.path) as file:
-            dataset = dcmread(file)
-            if dataset.file_meta.TransferSyntaxUID.is_compressed:
-                dataset.decompress(generate_instance_uid=False)
-            dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        with config.disable_value_validation():
+            try:
+                dataset = ImageFile(found.path).decompressed()
+            except NoPicture:
+                dataset = read_dataset(found.path)  # all that it says is in its header
+                dataset.file_meta.TransferSyntaxUID = UID(EXPLICIT)
             written = io.BytesIO()
             dataset.save_as(written, implicit_vr=False, little_endian=True, enforce_file_format=True)
-    except Exception as problem:  # each codec raises its own kinds
-        said = " ".join(str(problem).split())[:200] or type(problem).__name__
-        remedy = "accept it as it is stored: transfer-syntax=*"
-        raise Refused(406, f"cannot be decoded: {said}", about=place.object.sop_uid, remedy=remedy) from None
+    except CatalogError as problem:
+        raise Refused(406, problem.problem, about=found.sop_uid, remedy=remedy) from None
+    except Exception as problem:  # what its header has in it may be what pydicom cannot write
+        said = " ".join(str(problem).split())[:100] or type(problem).__name__
+        raise Refused(406, f"cannot be converted: {said}", about=found.sop_uid, remedy=remedy) from None
     return written.getvalue()
