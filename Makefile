@@ -1,5 +1,5 @@
 # make demo and make test do everything on a fresh machine; the rest are parts of them.
-.PHONY: setup demo test test-quick up check format lock conda clean
+.PHONY: setup demo test test-quick up viewer check format lock conda clean
 SHELL := /bin/bash
 ENV := $(if $(wildcard .conda/bin/python),.conda,.venv)
 BIN := $(ENV)/bin
@@ -7,14 +7,19 @@ HOME_DIR ?= .voxloop
 
 setup: $(ENV)/.ready
 
-$(ENV)/.ready: requirements.lock pyproject.toml scripts/setup
+$(ENV)/.ready: requirements.lock pyproject.toml viewer.lock scripts/setup scripts/viewer
 	@scripts/setup $(ENV)
 
 demo: setup
 	@$(BIN)/voxloop demo --home $(HOME_DIR)
 
+# Without a network the rest works, and says how to get the viewer.
 up: setup
+	-@$(BIN)/python scripts/viewer $(ENV)
 	@$(BIN)/voxloop up --home $(HOME_DIR)
+
+viewer: setup
+	@$(BIN)/python scripts/viewer $(ENV)
 
 test: setup
 	$(BIN)/pytest

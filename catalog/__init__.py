@@ -9,6 +9,7 @@ from catalog.cohort import CohortFolder, Origin
 from catalog.conflicts import resolve
 from catalog.disk import atomic_file
 from catalog.errors import CatalogError, VoxloopError
+from catalog.existing import Imported, LabelImport, import_labels
 from catalog.files import exists, located
 from catalog.importing import ImportReport, import_nifti
 from catalog.ingest import IngestReport, ingest
@@ -34,7 +35,9 @@ __all__ = [
     "DeltaTable",
     "FileVolumes",
     "ImportReport",
+    "Imported",
     "IngestReport",
+    "LabelImport",
     "LabelRevision",
     "LabelSet",
     "MemoryTable",
@@ -58,6 +61,7 @@ __all__ = [
     "examine",
     "exists",
     "freeze",
+    "import_labels",
     "import_nifti",
     "ingest",
     "located",

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from catalog import views
 from catalog.errors import CatalogError
 from catalog.index import Index, Indexed
-from catalog.schemas import LABELS, OBJECTS, PREDICTIONS, SCORES, SPLITS
+from catalog.schemas import FEATURES, LABELS, OBJECTS, PREDICTIONS, SCORES, SPLITS
 from catalog.sources import arranged, read_dataset
 from catalog.store import Journal, adopt, finish, put
 from catalog.table import DeltaTable
@@ -51,6 +51,7 @@ class Archive:
         self.labels = DeltaTable(tables / "labels", LABELS)
         self.predictions = DeltaTable(tables / "predictions", PREDICTIONS)
         self.scores = DeltaTable(tables / "scores", SCORES)
+        self.features = DeltaTable(tables / "features", FEATURES)
         self.splits = DeltaTable(tables / "splits", SPLITS)
         digest = hashlib.sha256(str(self.objects.path).encode()).hexdigest()[:12]
         own = "index.db" if self.objects.path == tables / "object_catalog" else f"index-{digest}.db"
@@ -126,14 +127,20 @@ class Archive:
         return {str(folder.resolve()) for folder in (*own, *made)}
 
     def finish(self) -> list[str]:
-        """Complete or remove what a crash left between file, ``object_catalog`` and ``labels``; what was done, a line each."""
-        with self._lock(fcntl.LOCK_EX):
+        """Complete or remove what a crash left between file, ``object_catalog``, ``labels`` and ``features``; what was done."""
+        with self.alone():
             return finish(self)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Keeps ``finish`` of every process waiting: what is under way is not what a crash left."""
         with self._lock(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Waits for every writer of every process, and keeps them waiting: for what must not come between their steps."""
+        with self._lock(fcntl.LOCK_EX):
             yield
 
     def _headers(self, ref: str) -> "list[Dataset]":

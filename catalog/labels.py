@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from catalog import seg
+from catalog import features, seg
 from catalog._query import quoted
 from catalog.errors import CatalogError
 from catalog.labelset import LabelSet
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from catalog.archive import Archive
 
-__all__ = ["LabelRevision", "State", "Submission", "current", "mask", "revision", "revisions", "submit"]
+__all__ = ["LabelRevision", "State", "Submission", "current", "history", "mask", "revision", "revisions", "submit"]
 
 State = Literal["present", "absent", "not_annotated"]
 FOLDER = "labels"
-_STATUSES = ("draft", "submitted", "approved")
+STATUSES = ("draft", "submitted", "approved")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Submission:
 
     ``mask`` is a uint8 label map on the series' grid; ``states`` says for each structure whether it is there, is not, or
     was not looked for; ``seconds`` is the author's time, ``parent`` the revision it builds on, ``suggested_by`` the model
-    version it began from and ``voxels_changed`` how many voxels of that suggestion were changed.
+    version it began from, ``voxels_changed`` how many voxels of that suggestion were changed, and ``added_path_length`` how
+    many voxels of the contours are not on the suggestion's.
     """
 
     series_uid: str
@@ -49,6 +50,7 @@ class Submission:
     seconds: float = 0.0
     parent: str | None = None
     voxels_changed: int | None = None
+    added_path_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class LabelRevision:
     seconds: float
     voxels_changed: int | None
     created_at: datetime
+    added_path_length: int | None = None
     states: Mapping[str, State] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -102,10 +105,12 @@ def submit(
         description=f"{project}: {labels.name}",
         author=submission.author,
     )
+    measured = _measured(archive, event, submission, labels, sources)
     journal = Journal(archive.home, f"label/{label_id}", label=event)
     with archive.writing():
         put(archive, [segmentation], folder=FOLDER, journal=journal)
         archive.labels.append(label_rows(event), writer=f"label/{label_id}", batch=0)
+        features.append(archive, measured, writer=features.writer(event["seg_uid"]))
         journal.close()
     stored = revision(archive, label_id)
     assert stored is not None
@@ -130,6 +135,12 @@ def current(archive: "Archive", project: str, *, version: int | None = None, dra
     """Series UID → its latest revision in the project, as of a version of the ``labels`` table; drafts only if asked for."""
     where = f"project = {quoted(project)}" + ("" if drafts else " AND status <> 'draft'")
     return {found.series_uid: found for found in _revisions(archive, where, version)}
+
+
+def history(archive: "Archive", project: str, series_uid: str) -> list[LabelRevision]:
+    """Every revision of a series in the project, drafts too, the latest first."""
+    where = f"project = {quoted(project)} AND series_uid = {quoted(series_uid)}"
+    return _revisions(archive, where)[::-1]
 
 
 def mask(archive: "Archive", revision: LabelRevision, labels: LabelSet) -> "hd.Volume":
@@ -163,6 +174,15 @@ def _event(
     }
 
 
+def _measured(
+    archive: "Archive", event: Mapping[str, Any], submission: Submission, labels: LabelSet, sources: "Sequence[Dataset]"
+) -> list[dict[str, Any]]:
+    """The rows of ``features``, of the structures that the author says something of."""
+    values = {one.name: one.value for one in labels.structures if submission.states[one.name] != "not_annotated"}
+    pixels = features.image_pixels(archive, submission.series_uid, sources)
+    return features.of_mask(features.Subject.of_label(event), submission.mask, values, pixels, sources[0])
+
+
 def _revisions(archive: "Archive", where: str, version: int | None = None) -> list[LabelRevision]:
     rows = archive.labels.scan(LABELS.names, where=where, version=version).read_all().to_pylist()
     rows.sort(key=lambda row: (row["created_at"], row["label_id"]))
@@ -186,8 +206,8 @@ def _check_states(submission: Submission, labels: LabelSet) -> None:
         raise CatalogError(
             f"the states {dict(submission.states)} do not fit label set {labels.name}", about=about, remedy=remedy
         )
-    if submission.status not in _STATUSES:
-        raise CatalogError(f"{submission.status!r} is no status", about=about, remedy=f"one of {', '.join(_STATUSES)}")
+    if submission.status not in STATUSES:
+        raise CatalogError(f"{submission.status!r} is no status", about=about, remedy=f"one of {', '.join(STATUSES)}")
     drawn = set(np.unique(submission.mask.array).tolist())
     for structure in labels.structures:
         state = submission.states[structure.name]

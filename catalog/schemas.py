@@ -5,11 +5,12 @@ labels           label_id                                  a row a label revisio
 predictions      sop_uid                                   a row a predicted segmentation
 scores           (project, series_uid, model_version, kind)
 splits           (project, unit)
+features         (source_uid, structure, name)             a row a measured value
 """
 
 import pyarrow as pa
 
-__all__ = ["LABELS", "OBJECTS", "OBJECT_KEY", "PREDICTIONS", "SCORES", "SPLITS", "TYPED", "TYPED_LATER"]
+__all__ = ["FEATURES", "LABELS", "OBJECTS", "OBJECT_KEY", "PREDICTIONS", "SCORES", "SPLITS", "TYPED", "TYPED_LATER"]
 
 _TEXT, _WHOLE, _REAL = pa.string(), pa.int64(), pa.float64()
 _TIME = pa.timestamp("us", "UTC")
@@ -114,10 +115,12 @@ LABELS = pa.schema(
         ("seconds", _REAL),
         ("voxels_changed", _WHOLE),
         ("created_at", _TIME),
+        ("added_path_length", _WHOLE),
     ]
 )
 """``states``: structure → ``present``, ``absent`` or ``not_annotated``; ``suggested_by``: the model version that made the
-suggestion, ``voxels_changed`` how many voxels the author changed in it; ``seconds``: the author's time."""
+suggestion, ``voxels_changed`` how many voxels the author changed in it, ``added_path_length`` how many voxels of contour the
+author had to draw (Vaassen et al. 2020); ``seconds``: the author's time."""
 
 PREDICTIONS = pa.schema(
     [
@@ -147,3 +150,17 @@ SCORES = pa.schema([*_texts("project", "series_uid", "model_version", "kind"), (
 
 SPLITS = pa.schema([*_texts("project", "unit", "unit_kind", "role"), ("created_at", _TIME)])
 """``unit`` is a PatientID, or a StudyInstanceUID where ``unit_kind`` is ``study`` (it names no patient, or several)."""
+
+FEATURES = pa.schema(
+    [
+        *_texts("source_uid", "structure", "name"),
+        ("value", _REAL),
+        *_texts("unit", "series_uid", "study_uid", "patient_id", "project", "source"),
+        *_texts("label_id", "model_name", "model_version"),
+        ("created_at", _TIME),
+        *_texts("note"),
+    ]
+)
+"""``source_uid`` is the SOPInstanceUID of the segmentation that was measured, ``source`` is ``label`` (of ``label_id``) or
+``prediction`` (of a version of ``model_name``); ``name`` as in ``catalog.features``. Where ``value`` is null, ``note`` says why
+it could not be measured."""

@@ -1,27 +1,31 @@
 """Label maps as DICOM SEG (PS3.3 A.51) and back, voxel for voxel."""
 
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from catalog._inherited import inherited
 from catalog.errors import CatalogError
+from catalog.grid import placed
 from catalog.labelset import LabelSet, Structure
+from catalog.matching import Outlined, matched, short
+from catalog.sources import read_dataset
 
 if TYPE_CHECKING:
     import highdicom as hd
     from pydicom import Dataset
 
-__all__ = ["Algorithm", "decode", "encode"]
+__all__ = ["Algorithm", "decode", "encode", "label_map", "opened", "segments"]
 
 MANUFACTURER = "Voxloop"
 SERIES_NUMBER = 300
 _TISSUE = ("SCT", "85756007", "Tissue")
 _ANATOMY = ("SCT", "91723000", "Anatomical Structure")
-_FITS = 1e-2  # mm: how far a voxel of the SEG may lie from one of the image and still be it
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def encode(
         warnings.simplefilter("ignore")  # of the source's own peculiarities
         try:
             segmentation = hd.seg.Segmentation(
-                source_images=list(sources),
+                source_images=[inherited(sources[0]), *sources[1:]],
                 pixel_array=mask.with_array(array),
                 segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
                 segment_descriptions=[_segment(i + 1, s, algorithm) for i, s in enumerate(labels.structures)],
@@ -73,9 +77,9 @@ def encode(
                 software_versions="1",
                 device_serial_number="1",
                 content_creator_name=_person(author),
-                content_description=description[:64],
+                content_description=short(description),
                 content_label="SEGMENTATION",
-                series_description=description[:64],
+                series_description=short(description),
                 omit_empty_frames=bool(array.any()),
                 contributing_equipment=_equipment(algorithm),
             )
@@ -87,42 +91,122 @@ def encode(
 def decode(path: "Path | Dataset", like: "hd.Volume | hd.VolumeGeometry", labels: LabelSet) -> "hd.Volume":
     """The label map (uint8) that a SEG holds, on the grid of ``like``; slices without a frame are zero.
 
-    Segments are matched with structures by label, else by property code. Raises CatalogError where the file is no
-    BINARY or LABELMAP SEG, a segment has no structure, segments overlap, or a frame does not lie on the grid of ``like``.
+    Segments are matched with structures as by ``catalog.matching``. Raises CatalogError where the file is no BINARY or LABELMAP
+    SEG, a segment has no structure, segments overlap, or a frame does not lie on the grid of ``like``.
     """
     import highdicom as hd
 
-    about = str(path) if isinstance(path, Path) else str(path.get("SOPInstanceUID", "SEG"))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            seg = hd.seg.segread(path) if isinstance(path, Path) else hd.seg.Segmentation.from_dataset(path, copy=False)
-            values = _values(seg, labels, about)
-            stored = seg.get_volume(combine_segments=True, dtype=np.uint8, skip_overlap_checks=len(values) == 1)
-    except CatalogError:
-        raise
-    except (ValueError, AttributeError, RuntimeError, TypeError, KeyError, OSError) as problem:
-        raise CatalogError(f"the segmentation cannot be read: {_line(problem)}", about=about) from problem
-    lookup = np.zeros(256, np.uint8)
-    for number, value in values.items():
-        lookup[number] = value
-    array = _placed(stored.with_array(lookup[stored.array]), like, about)
+    stored = opened(path, like)
+    found = segments(stored)
+    structures = matched(found, labels)
+    for segment in found:
+        if segment.number not in structures:
+            remedy = f"name it as one of {', '.join(structure.name for structure in labels.structures)}"
+            problem = f"segment {segment.name!r} is no structure of {labels.name}"
+            raise CatalogError(problem, about=_about(path), remedy=remedy)
+    values = {number: structure.value for number, structure in structures.items()}
+    array = label_map(stored, like, values, about=_about(path))
     return hd.Volume(array, like.affine, "PATIENT", frame_of_reference_uid=like.frame_of_reference_uid)
 
 
-def _placed(stored: "hd.Volume", like: "hd.Volume | hd.VolumeGeometry", about: str) -> np.ndarray:
-    """``stored`` on the grid of ``like``: its axes flipped, permuted and shifted by whole voxels, never resampled."""
-    remedy = "segment this series itself"
+def opened(path: "Path | Dataset", like: "hd.VolumeGeometry | hd.Volume | None" = None) -> "hd.seg.Segmentation":
+    """The SEG of a file. Where it does not say how far its slices lie apart, it may follow from the image's grid, ``like``.
+
+    CatalogError where the file is no segmentation.
+    """
+    import highdicom as hd
+
     try:
-        found = stored.match_geometry(like)
-    except RuntimeError:
-        found = stored
-    same = found.spatial_shape == like.spatial_shape and np.allclose(found.affine, like.affine, atol=_FITS)
-    if not same or not np.isclose(found.voxel_volume, stored.voxel_volume, rtol=1e-3):
-        raise CatalogError("the segmentation does not lie on the image's grid", about=about, remedy=remedy)
-    if np.count_nonzero(found.array) != np.count_nonzero(stored.array):
-        raise CatalogError("the segmentation reaches beyond the image", about=about, remedy=remedy)
-    return np.asarray(found.array)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = read_dataset(path) if isinstance(path, Path) else path
+            return hd.seg.Segmentation.from_dataset(dataset if like is None else _spaced(dataset, like), copy=False)
+    except (ValueError, AttributeError, RuntimeError, TypeError, LookupError, OSError) as problem:
+        raise CatalogError(f"the segmentation cannot be read: {_line(problem)}", about=_about(path)) from problem
+
+
+def segments(seg: "hd.seg.Segmentation") -> list[Outlined]:
+    """What it says it outlines, in order; of a label map without its background."""
+    found = []
+    for number in seg.segment_numbers:
+        segment = seg.get_segment_description(number)
+        code = segment.segmented_property_type
+        plain = not segment.get("SegmentedPropertyTypeModifierCodeSequence") and not code.get("ModifierCodeSequence")
+        told = (str(code.scheme_designator), str(code.value)) if plain else ()
+        found.append(Outlined(int(number), str(segment.segment_label), told))
+    return [one for one in found if one.number]
+
+
+def label_map(
+    seg: "hd.seg.Segmentation",
+    like: "hd.Volume | hd.VolumeGeometry",
+    values: Mapping[int, int],
+    *,
+    threshold: float | None = None,
+    about: str = "",
+) -> np.ndarray:
+    """A label map (uint8) on the grid of ``like`` of the segments in ``values``: segment number → voxel value.
+
+    A voxel of a FRACTIONAL segment counts from ``threshold`` (0…1, of MaximumFractionalValue); without one such SEGs are
+    refused. Raises CatalogError where segments of different values overlap, naming them, and as ``catalog.grid.placed``.
+    """
+    fractional = seg.segmentation_type.value == "FRACTIONAL"
+    if fractional and threshold is None:
+        raise CatalogError("a FRACTIONAL segmentation", about=about, remedy="import it: voxloop import-labels --threshold")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            drawn = _one_by_one(seg, values, threshold or 0.5, about) if fractional else _combined(seg, values, about)
+    except (ValueError, AttributeError, RuntimeError, TypeError, LookupError, OSError, NotImplementedError) as problem:
+        raise CatalogError(f"the segmentation cannot be read: {_line(problem)}", about=about) from problem
+    return placed(drawn, like, about=about)
+
+
+def _combined(seg: "hd.seg.Segmentation", values: Mapping[int, int], about: str) -> "hd.Volume":
+    numbers = list(values)
+    alone = len(numbers) == 1
+    try:
+        stored = seg.get_volume(combine_segments=True, segment_numbers=numbers, dtype=np.uint16, skip_overlap_checks=alone)
+    except RuntimeError:  # two of them overlap, or it cannot be read at all
+        return _one_by_one(seg, values, 1, about)
+    lookup = np.zeros(max(numbers) + 1, np.uint8)
+    lookup[numbers] = list(values.values())
+    return stored.with_array(lookup[stored.array])
+
+
+def _one_by_one(seg: "hd.seg.Segmentation", values: Mapping[int, int], threshold: float, about: str) -> "hd.Volume":
+    painted = None
+    for number, value in values.items():
+        stored = seg.get_volume(combine_segments=False, segment_numbers=[number])
+        painted = stored.with_array(np.zeros(stored.spatial_shape, np.uint8)) if painted is None else painted
+        drawn = stored.array[..., 0] >= threshold
+        if (shared := drawn & ~np.isin(painted.array, (0, value))).any():
+            other = int(painted.array[shared][0])
+            names = [
+                repr(str(seg.get_segment_description(n).segment_label)) for n in values if n == number or values[n] == other
+            ]
+            problem = f"the segments {' and '.join(names)} overlap in {np.count_nonzero(shared)} voxels"
+            raise CatalogError(problem, about=about, remedy="a label map has one structure a voxel: take one of them")
+        painted.array[drawn] = value
+    assert painted is not None  # nobody asks for no segment
+    return painted
+
+
+def _spaced(dataset: "Dataset", like: "hd.Volume | hd.VolumeGeometry") -> "Dataset":
+    """``dataset`` with SpacingBetweenSlices, where it lacks it and is one slice, or as thick as the image's are apart."""
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]
+    measures = (shared[0].get("PixelMeasuresSequence") or [None])[0]
+    planes = shared[0].get("PlaneOrientationSequence")
+    if measures is None or not planes or measures.get("SpacingBetweenSlices"):
+        return dataset
+    rows, columns = np.array(planes[0].ImageOrientationPatient, float).reshape(2, 3)
+    along = int(np.abs(np.array(like.unit_vectors()) @ np.cross(rows, columns)).argmax())
+    spacing, thickness = float(like.spacing[along]), float(measures.get("SliceThickness") or 0)
+    if _planes(dataset) > 1 and not np.isclose(thickness, spacing, rtol=1e-3):
+        return dataset
+    dataset = copy.deepcopy(dataset)
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = round(spacing, 10)
+    return dataset
 
 
 def _numbered(mask: "hd.Volume", labels: LabelSet, *, about: str) -> np.ndarray:
@@ -150,9 +234,9 @@ def _segment(number: int, structure: Structure, algorithm: Algorithm | None) -> 
     made_by = None if algorithm is None else _identification(algorithm)
     return hd.seg.SegmentDescription(
         segment_number=number,
-        segment_label=structure.name[:64],
+        segment_label=short(structure.name),
         segmented_property_category=hd.sr.CodedConcept(category[1], category[0], category[2]),
-        segmented_property_type=hd.sr.CodedConcept(value, scheme, meaning[:64]),
+        segmented_property_type=hd.sr.CodedConcept(value, scheme, short(meaning)),
         algorithm_type=kinds.MANUAL if algorithm is None else kinds.AUTOMATIC,
         algorithm_identification=made_by,
         display_color=CIELabColor.from_rgb(*structure.color),
@@ -164,7 +248,7 @@ def _identification(algorithm: Algorithm) -> "hd.AlgorithmIdentificationSequence
     from pydicom.sr.codedict import codes
 
     return hd.AlgorithmIdentificationSequence(
-        name=algorithm.name[:64], family=codes.DCM.ArtificialIntelligence, version=algorithm.version[:64]
+        name=short(algorithm.name), family=codes.DCM.ArtificialIntelligence, version=short(algorithm.version)
     )
 
 
@@ -179,34 +263,26 @@ def _equipment(algorithm: Algorithm | None) -> "list[hd.ContributingEquipment] |
         hd.ContributingEquipment(
             manufacturer=MANUFACTURER,
             purpose_of_reference=codes.DCM.ProcessingEquipment,
-            manufacturer_model_name=algorithm.name[:64],
-            software_versions=algorithm.version[:64],
+            manufacturer_model_name=short(algorithm.name),
+            software_versions=short(algorithm.version),
             contribution_description=f"receipt sha256:{algorithm.receipt}",
         )
     ]
 
 
-def _values(seg: "hd.seg.Segmentation", labels: LabelSet, about: str) -> dict[int, int]:
-    """Segment number → the voxel value of its structure."""
-    by_name = {structure.name[:64]: structure.value for structure in labels.structures}
-    by_code = {structure.code[:2]: structure.value for structure in labels.structures if structure.code[:2] != _TISSUE[:2]}
-    found = {}
-    for number in seg.segment_numbers:
-        segment = seg.get_segment_description(number)
-        code = segment.segmented_property_type
-        value = by_name.get(segment.segment_label, by_code.get((code.scheme_designator, code.value)))
-        if value is None:
-            remedy = f"name it as one of {', '.join(by_name)}"
-            raise CatalogError(
-                f"segment {segment.segment_label!r} is no structure of {labels.name}", about=about, remedy=remedy
-            )
-        found[number] = value
-    return found
-
-
 def _person(author: str) -> str:
     """``author`` as a DICOM person name: without the separators ``^`` and ``=``, one component."""
-    return (author.replace("^", " ").replace("=", " ").replace("\\", " ").strip() or "unknown")[:63] + "^"
+    return (short(author.replace("^", " ").replace("=", " ").replace("\\", " ").strip(), 63) or "unknown") + "^"
+
+
+def _planes(dataset: "Dataset") -> int:
+    """In how many places its frames lie."""
+    places = [frame.get("PlanePositionSequence") for frame in dataset.get("PerFrameFunctionalGroupsSequence") or ()]
+    return len({tuple(place[0].ImagePositionPatient) if place else () for place in places})
+
+
+def _about(path: "Path | Dataset") -> str:
+    return str(path) if isinstance(path, Path) else str(path.get("SOPInstanceUID", "SEG"))
 
 
 def _line(problem: Any) -> str:

@@ -1,4 +1,7 @@
-"""Objects into a home, in the order file → ``object_catalog`` → ``labels``, with a journal for what a crash interrupts."""
+"""Objects into a home, in the order file → ``object_catalog`` → ``labels``, ``predictions`` → ``features``.
+
+A journal says what a crash has interrupted.
+"""
 
 import io
 import json
@@ -26,15 +29,19 @@ __all__ = ["Journal", "adopt", "catalogue", "finish", "label_rows", "put"]
 
 
 class Journal:
-    """What is being written, in a file of HOME/journal that is there exactly while it is being written."""
+    """What is being written, in a file of HOME/journal that is there exactly while it is being written.
 
-    def __init__(self, home: Path, work: str, *, label: Mapping[str, Any] | None = None) -> None:
+    ``label`` is the event to follow the files; ``measured`` are the segmentations (SOPInstanceUIDs) whose features are.
+    """
+
+    def __init__(self, home: Path, work: str, *, label: Mapping[str, Any] | None = None, measured: Sequence[str] = ()) -> None:
         self._file = home / "journal" / f"{deterministic_uid('journal', work, str(uuid.uuid4()))}.json"
         self._label = label
+        self._measured = [*measured, *([label["seg_uid"]] if label else [])]
 
     def open(self, paths: Iterable[Path]) -> None:
         """Say which files are about to be written."""
-        entry = {"paths": [str(path) for path in paths], "label": self._label}
+        entry = {"paths": [str(path) for path in paths], "label": self._label, "measured": self._measured}
         with atomic_file(self._file) as file:
             file.write(json.dumps(entry).encode())
 
@@ -105,6 +112,7 @@ def finish(archive: "Archive") -> list[str]:
         if added:
             done.append(f"catalogued {added} stored files that a crash had left out")
         done += _finish_label(archive, entry["label"], bool(there))
+        done += _finish_features(archive, entry.get("measured", ()))
         for folder in {path.parent for path in paths}:
             for left in folder.glob(f"{TEMPORARY}*"):
                 left.unlink(missing_ok=True)
@@ -125,6 +133,17 @@ def _finish_label(archive: "Archive", label: Mapping[str, Any] | None, there: bo
         return [f"dropped label {label['label_id']}, whose segmentation was never written"]
     archive.labels.append(label_rows(label), writer=f"label/{label['label_id']}", batch=0)
     return [f"completed label {label['label_id']}"]
+
+
+def _finish_features(archive: "Archive", uids: Sequence[str]) -> list[str]:
+    """What is measured of those that have become a label or a prediction."""
+    from catalog import features
+
+    todo = features.lacking(archive, uids)
+    for subject, structures in todo:
+        rows = features.of_files(archive, subject, structures)
+        features.append(archive, rows, writer=features.writer(subject.source_uid))
+    return [f"measured {subject.source} {subject.source_uid}" for subject, _ in todo]
 
 
 def label_rows(label: Mapping[str, Any]) -> Any:

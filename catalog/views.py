@@ -1,6 +1,6 @@
 """SQL over the tables of a home, read-only: by DuckDB here, by Spark in ``catalog.sparksql``, the same views in both.
 
-object_catalog, labels, predictions, scores, splits    the tables, every row
+object_catalog, labels, predictions, scores, splits, features    the tables, every row
 files        the latest row of each path, whatever its status
 instances    the latest good row of each SOPInstanceUID, of files as they were last ingested: one may have gone since
 studies      a row a StudyInstanceUID
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TABLES", "VIEWS", "definitions", "query", "refused"]
 
-TABLES = ("object_catalog", "labels", "predictions", "scores", "splits")
+TABLES = ("object_catalog", "labels", "predictions", "scores", "splits", "features")
 VIEWS = ("files", "instances", "series", "studies", *TABLES)
 MEMORY = "2GB"
 """What DuckDB keeps in memory before it spills to disk."""

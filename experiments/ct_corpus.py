@@ -17,12 +17,12 @@ _UID, _NUMBER, _POSITION = "9" * 60, "777777", "-5555.55"
 """What the one file that is made for a series holds in the places that differ from slice to slice."""
 
 
-def ct_corpus(folder: Path, n: int, *, pixels: int = 128) -> Path:
-    """``n`` CT instances of ``pixels`` squared (uint16) in series of SLICES, two a study, every third implicit little endian,
-    under ``folder``, which is returned; those that are there are left alone."""
-    for series in range(-(-n // SLICES)):
+def ct_corpus(folder: Path, n: int, *, pixels: int = 128, slices: int = SLICES) -> Path:
+    """``n`` CT instances of ``pixels`` squared (uint16) in series of ``slices``, two a study, every third of them implicit
+    little endian, under ``folder``, which is returned; those that are there are left alone."""
+    for series in range(-(-n // slices)):
         target = folder / f"patient-{series // 4:05d}" / f"study-{series // 2:05d}" / f"series-{series:05d}"
-        count = min(SLICES, n - series * SLICES)
+        count = min(slices, n - series * slices)
         if target.is_dir() and len(list(target.iterdir())) >= count:
             continue
         target.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""`voxloop bench qido`: the searches of DICOMweb from the query index, against DuckDB over the live Delta files; no HTTP."""
+"""`voxloop bench qido`: the searches of DICOMweb from the query index, against DuckDB over the live Delta files; then the same
+by HTTP."""
 
 import random
 import shutil
@@ -10,16 +11,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
+import orjson
 import pyarrow as pa
 import sqlalchemy as sa
 
-from catalog import DeltaTable
+from catalog import Archive, DeltaTable
 from catalog.index import Index, Level
 from catalog.schemas import OBJECTS
 from catalog.table import write_part
 from experiments.baselines.qido_duckdb import Baseline
 from experiments.bench import BenchResult, compare
+from experiments.dicomweb_bench import served
 
 __all__ = ["SEARCHES", "Cohort", "Search", "bench", "cohort"]
 
@@ -114,10 +118,13 @@ def bench(folder: Path, *, n: int = 1_000_000, index_url: str = "", rounds: int 
             rounds=rounds,
         )
         queries = {name: _timed(index, find, made) for name, find in SEARCHES.items()}
+        place = url.render_as_string(hide_password=False) if isinstance(url, sa.URL) else url
+        http = _over_http(Archive(folder, table=table.path, index_url=place), made)
     worst = [found for name, found in queries.items() if name != "name_infix"]
     figures = {name: max(found[name] for found in worst) for name in ("p50_ms", "p95_ms")}
+    figures |= {f"http_{name}": max(found[name] for found in http.values()) for name in ("p50_ms", "p95_ms")}
     figures |= {"index_s": index_s, "rows_per_s": n / index_s, "append_s": append_s}
-    return replace(result, figures={**result.figures, **figures, "queries": queries})
+    return replace(result, figures={**result.figures, **figures, "queries": queries, "http_queries": http})
 
 
 def cohort(table: DeltaTable, n: int) -> Cohort:
@@ -207,7 +214,11 @@ def _table(studies: list[dict[str, Any]], series: list[dict[str, Any]], columns:
     return pa.Table.from_arrays([a.cast(f.type) for a, f in zip(arrays, OBJECTS, strict=True)], schema=OBJECTS)
 
 
-def _ask(place: Index | Baseline, search: Search) -> list[dict[str, Any]]:
+def _ask(place: Index | Baseline | httpx.Client, search: Search) -> list[dict[str, Any]]:
+    if isinstance(place, httpx.Client):
+        paging = {name: value for name, value in (("limit", search.limit), ("offset", search.offset)) if value is not None}
+        reply = place.get(f"/{search.level}", params={**search.match, **paging})
+        return list(orjson.loads(reply.raise_for_status().content))
     if isinstance(place, Baseline):
         return place.search(search.level, search.match, search.limit, search.offset)
     find = {"studies": place.studies, "series": place.series, "instances": place.instances}[search.level]
@@ -225,7 +236,7 @@ def _check(index: Index, baseline: Baseline, made: Cohort) -> None:
             assert told == theirs, f"{search}: {len(ours)} answers, {len(theirs)} by the baseline"
 
 
-def _timed(index: Index, find: Any, made: Cohort) -> dict[str, float]:
+def _timed(index: Index | httpx.Client, find: Any, made: Cohort) -> dict[str, float]:
     """Milliseconds of one search, over REPEATS with other values; ``rows`` is how many answers it has on average."""
     draw, times, rows = random.Random(4), list[float](), 0
     for turn in range(REPEATS + 10):
@@ -237,6 +248,13 @@ def _timed(index: Index, find: Any, made: Cohort) -> dict[str, float]:
             rows += answers
     p50, p95 = np.percentile(times, [50, 95])
     return {"p50_ms": float(p50), "p95_ms": float(p95), "rows": rows / REPEATS}
+
+
+def _over_http(archive: Archive, made: Cohort) -> dict[str, dict[str, float]]:
+    """The same searches as QIDO-RS, by one client over a connection that stays; name infix left out, as above."""
+    with served(archive) as address, httpx.Client(base_url=address, timeout=60) as client:
+        finds = {name: find for name, find in SEARCHES.items() if name != "name_infix"}
+        return {name: _timed(client, find, made) for name, find in finds.items()}
 
 
 @contextmanager

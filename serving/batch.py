@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from catalog import features
 from catalog.archive import Archive
 from catalog.cases import case_volumes
 from catalog.disk import atomic_file, disk_full, remove_leftovers
@@ -27,6 +28,7 @@ from catalog.labels import current
 from catalog.progress import Progress
 from catalog.project import Case, Project
 from catalog.schemas import PREDICTIONS, SCORES
+from catalog.store import Journal
 from catalog.table import DeltaTable
 from catalog.uids import deterministic_uid
 from serving.errors import ServingError
@@ -243,7 +245,8 @@ def _archive(home: Path, index_url: str | None) -> Archive:
 
 
 def _predict(job: _Job, case: Case) -> dict[str, Any]:
-    """On a worker: predict, write the SEG; its row of ``predictions`` and, under ``path``, where it lies."""
+    """On a worker: predict, write the SEG; its row of ``predictions``, under ``path`` where it lies, under ``measured``
+    its rows of ``features``."""
     from serving.receipt import segmentation
     from training import Prompts
 
@@ -257,7 +260,10 @@ def _predict(job: _Job, case: Case) -> dict[str, Any]:
     remove_leftovers(path.parent)
     with atomic_file(path) as file:
         seg.save_as(file, enforce_file_format=True)
-    return {**row, "path": path}
+    values = {one.name: one.value for one in served.label_set.structures}
+    subject = features.Subject.of_prediction(row)
+    measured = features.of_mask(subject, found.mask, values, lambda place: images[0].array[place], sources[0][0])
+    return {**row, "path": path, "measured": measured}
 
 
 def _score(job: _Job, case: Case) -> dict[str, Any]:
@@ -268,11 +274,18 @@ def _score(job: _Job, case: Case) -> dict[str, Any]:
 
 
 def _commit_predictions(archive: Archive, good: Sequence[dict[str, Any]]) -> None:
-    """First the files, then what is said of them: a row of ``predictions`` always has its SEG."""
-    archive.adopt([row["path"] for row in good], writer="batch_infer")
+    """First the files, then what is said of them, then what is measured: a row of ``predictions`` always has its SEG, and
+    ``Archive.finish`` measures what a crash has left out."""
     now = datetime.now(UTC)
     told = [{**row, "volumes_ml": list(row["volumes_ml"].items()), "created_at": now} for row in good]
-    _append(archive.predictions, told, PREDICTIONS)
+    work = f"batch/{uuid.uuid4()}"
+    journal = Journal(archive.home, work, measured=[row["sop_uid"] for row in good])
+    with archive.writing():
+        journal.open([])
+        archive.adopt([row["path"] for row in good], writer="batch_infer")
+        _append(archive.predictions, told, PREDICTIONS)
+        features.append(archive, [one for row in good for one in row["measured"]], writer=f"features/{work}")
+        journal.close()
 
 
 def _append(table: DeltaTable, told: Sequence[dict[str, Any]], schema: pa.Schema) -> None:

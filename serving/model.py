@@ -29,7 +29,7 @@ from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
-from catalog import VoxloopError
+from catalog import VoxloopError, uploads
 from catalog.archive import Archive
 from catalog.labelset import LabelSet
 from catalog.sources import FileVolumes, in_slice_order
@@ -205,10 +205,14 @@ class VoxloopModel(PythonModel):  # type: ignore[misc]
 
     def _read(self, reference: Reference) -> "tuple[hd.Volume, Callable[[], Sequence[Dataset]]]":
         """The image, and what gives its DICOM headers in slice order."""
-        if reference.kind != "series":
+        if reference.kind in ("dicom", "nifti"):
             return FileVolumes().volume(reference.value), lambda: _headers(reference.value)
         if not self._home:
-            raise ServingError("this server has no catalog", about="reference.series", remedy="set home in the model's config")
+            about = f"reference.{reference.kind}"
+            raise ServingError("this server has no catalog", about=about, remedy="set home in the model's config")
+        if reference.kind == "upload":
+            path = uploads.find(Path(self._home), reference.value)
+            return FileVolumes().volume(path), lambda: _headers(path)
         archive = Archive(self._home, index_url=self._index_url)
         return archive.volume(reference.value), lambda: archive.sources(reference.value)
 

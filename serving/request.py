@@ -28,7 +28,7 @@ class _Strict(BaseModel):
 
 class Reference(_Strict):
     """Exactly one of: ``series``, a SeriesInstanceUID in the catalog; ``dicom``, a folder that holds one series, or a URL;
-    ``nifti``, the path of a .nii or .nii.gz; ``upload``, the name of a file sent before. Paths are the server's."""
+    ``nifti``, the path of a .nii or .nii.gz; ``upload``, the name that /api/uploads gave a file. Paths are the server's."""
 
     series: str | None = None
     dicom: str | None = None
@@ -86,11 +86,9 @@ def parse(row: Mapping[Any, Any]) -> Item:
         raise ServingError("; ".join(_say(error) for error in problem.errors()), about="request") from None
     if item.prompts.points:
         raise _unbuilt("prompts.points", "prompts.classes")
-    if item.reference.kind == "upload":
-        raise _unbuilt("reference.upload", "reference.series, reference.dicom (a folder) or reference.nifti")
     if item.reference.kind == "dicom" and "://" in item.reference.value:
         raise _unbuilt("a URL in reference.dicom", "a folder in reference.dicom, or reference.series")
-    if item.reference.kind == "nifti" and "seg" in item.outputs:
+    if "seg" in item.outputs and (item.reference.kind == "nifti" or item.reference.value.endswith((".nii", ".nii.gz"))):
         raise ServingError("a DICOM SEG needs DICOM images to refer to", about="outputs", remedy="ask for nifti or labelmap")
     return item
 

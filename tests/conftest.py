@@ -2,7 +2,9 @@
 
 import atexit
 import os
-from collections.abc import Iterator
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,23 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     with tracking_server(Settings(home=tmp_path_factory.mktemp("mlflow"), tracking_uri="")) as uri:
         yield uri
+
+
+@pytest.fixture(scope="session")
+def dciodvfy() -> Callable[[Path], list[str]]:
+    """What the validator of dicom3tools calls an error in a DICOM file, a line each; its warnings are printed."""
+    program = shutil.which("dciodvfy")
+    if program is None:
+        pytest.skip("no dciodvfy on this machine: apt install dicom3tools")
+
+    def verify(path: Path) -> list[str]:
+        ran = subprocess.run([program, str(path)], capture_output=True, text=True, errors="replace")
+        said = [line for line in (ran.stdout + ran.stderr).splitlines() if line.startswith(("Error", "Warning"))]
+        print("\n".join(line for line in said if line.startswith("Warning")))
+        errors = [line for line in said if line.startswith("Error")]
+        return errors or ([f"exit status {ran.returncode}: {ran.stderr}"] if ran.returncode else [])
+
+    return verify
 
 
 @atexit.register

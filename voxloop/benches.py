@@ -55,6 +55,18 @@ def _qido(settings: Settings, n: int) -> "BenchResult":
     return qido_bench.bench(settings.home / "bench" / "qido", n=n, index_url=settings.index_url)
 
 
+def _frames(settings: Settings, n: int) -> "BenchResult":
+    from experiments import dicomweb_bench
+
+    return dicomweb_bench.frames(settings.home / "bench" / "dicomweb", n=n)
+
+
+def _metadata(settings: Settings, n: int) -> "BenchResult":
+    from experiments import dicomweb_bench
+
+    return dicomweb_bench.metadata(settings.home / "bench" / "dicomweb", n=n)
+
+
 def _loader(settings: Settings, n: int) -> "BenchResult":
     from experiments import loader_bench
 
@@ -77,6 +89,8 @@ BENCHES = {
     "ingest": Bench(_ingest, 4000),
     "ingest-memory": Bench(_ingest_memory, 100_000),
     "qido": Bench(_qido, 1_000_000),
+    "frames": Bench(_frames, 200),
+    "metadata": Bench(_metadata, 1000),
     "loader": Bench(_loader, 24),
     "infer": Bench(_infer, 10),
     "train": Bench(_train, 24),

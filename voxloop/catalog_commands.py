@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from catalog.errors import CatalogError
+from catalog.views import VIEWS
 from voxloop import console
 from voxloop.answer import Format, show, write
 from voxloop.command import HomeOption, JsonOption, app, existing, guarded, open_archive, spark_session
@@ -245,7 +246,7 @@ def resolve(
 def sql(
     query: Annotated[
         str,
-        typer.Argument(help="SQL over studies, series, instances, files, object_catalog, labels, predictions, scores, splits."),
+        typer.Argument(help=f"SQL over {', '.join(VIEWS)}."),
     ],
     engine: Annotated[Engine, typer.Option(help="DuckDB in this process, or Spark.")] = Engine.DUCKDB,
     form: Annotated[Format, typer.Option("--format", help="How the rows are given.")] = Format.TABLE,

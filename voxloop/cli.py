@@ -10,6 +10,7 @@ import typer
 
 from voxloop import catalog_commands as catalog_commands  # registers its commands
 from voxloop import console
+from voxloop import label_commands as label_commands
 from voxloop import sweep_commands as sweep_commands
 from voxloop import train_commands as train_commands
 from voxloop import weights_commands as weights_commands
@@ -131,11 +132,15 @@ def up(
         Path | None, typer.Argument(help="Project whose champion to serve; default: the home's only one.")
     ] = None,
     home: HomeOption = None,
+    host: Annotated[
+        str | None, typer.Option(help="Where the web server listens (VOXLOOP_HOST); beyond loopback it asks for a token.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="The web server's port (VOXLOOP_VIEWER_PORT); 0 takes a free one.")] = None,
     mlflow_port: Annotated[int | None, typer.Option(help="MLflow's port; 0 takes a free one.")] = None,
     endpoint_port: Annotated[int | None, typer.Option(help="The endpoint's port; 0 takes a free one.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Serve MLflow and the champion's endpoint on this machine until Ctrl-C."""
+    """Serve the viewer, DICOMweb, MLflow and the champion's endpoint under one address until Ctrl-C."""
     from voxloop.up import serve
 
     settings = read(home)
@@ -144,8 +149,26 @@ def up(
         project,
         mlflow_port=settings.mlflow_port if mlflow_port is None else mlflow_port,
         endpoint_port=settings.endpoint_port if endpoint_port is None else endpoint_port,
+        host=host or settings.host,
+        port=settings.viewer_port if port is None else port,
         json=json,
     )
+
+
+@app.command()
+@guarded
+def status(home: HomeOption = None, json: JsonOption = False) -> None:
+    """Say what `voxloop up` keeps running in a home, and whether each part answers."""
+    from voxloop.up import status as look
+
+    found = look(read(home).home)
+    if not found["running"]:
+        console.note("nothing runs in this home (voxloop up starts it)")
+    elif not json:
+        console.note(f"Open {found['viewer']}")
+        console.records(found["programs"])
+    if json:
+        console.emit(found)
 
 
 @app.command()

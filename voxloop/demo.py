@@ -88,7 +88,7 @@ def play(settings: Settings, *, cohort: Path | None, rounds: int) -> dict[str, A
             reader=SimulatedReader(archive, project.label_set, files.truth),
             launcher=lambda report: LocalLauncher(progress=report),
             code_revision=code_revision(),
-            viewer_url=settings.viewer_url,
+            viewer_url=settings.viewer,
             watch=console.stage,
         )
         results = _rounds(settings, place, rounds, clock, stack)

@@ -12,11 +12,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from catalog.errors import VoxloopError
 from voxloop.errors import FrontDoorError
 from voxloop.processes import LOOPBACK, Server, free_port
-from voxloop.settings import Settings
+from voxloop.settings import Settings, read
 
-__all__ = ["ask", "endpoint"]
+__all__ = ["ask", "endpoint", "endpoint_command"]
 
 
 @contextmanager
@@ -24,14 +25,18 @@ def endpoint(settings: Settings, model: str, tracking_uri: str, *, port: int = 0
     """Serve ``model``'s champion while the ``with`` lasts; the address to ask."""
     chosen = free_port(port)
     address = f"http://{LOOPBACK}:{chosen}"
-    options = ["--model", model, "--tracking-uri", tracking_uri, "--home", str(settings.home), "--port", str(chosen)]
-    if settings.index_url:
-        options += ["--index-url", settings.index_url]
-    command = [sys.executable, "-m", "voxloop.endpoint", *options]
+    command = endpoint_command(model, tracking_uri, chosen)
     log = settings.home / "logs" / f"endpoint-{model}.log"
-    with Server("the endpoint", command, log=log, ready_url=f"{address}/ping") as server:
+    environment = {**settings.environment(), "VOXLOOP_TOKEN": ""}
+    with Server("the endpoint", command, log=log, ready_url=f"{address}/ping", environment=environment) as server:
         server.wait_ready()
         yield address
+
+
+def endpoint_command(model: str, tracking_uri: str, port: int, *, wait: float = 0.0) -> list[str]:
+    """What serves ``model`` at ``port``; home and index are in the settings' environment. ``wait``: seconds for a champion."""
+    options = ["--model", model, "--tracking-uri", tracking_uri, "--port", str(port), "--wait", str(wait)]
+    return [sys.executable, "-m", "voxloop.endpoint", *options]
 
 
 def ask(address: str, series: str, *, version: str, seconds: float = 60.0) -> str:
@@ -63,18 +68,23 @@ def main() -> None:
     from serving.endpoint import serve
 
     parser = argparse.ArgumentParser()
-    for name in ("--model", "--tracking-uri", "--home", "--index-url"):
-        parser.add_argument(name, default="")
+    for name in ("--model", "--tracking-uri"):
+        parser.add_argument(name, required=True)
     parser.add_argument("--port", type=int, required=True)
-    options = parser.parse_args()
+    parser.add_argument("--wait", type=float, default=0.0)
+    options, settings = parser.parse_args(), read()
     serve(
         options.model,
         tracking_uri=options.tracking_uri,
-        home=options.home,
-        index_url=options.index_url or None,
+        home=settings.home,
+        index_url=settings.index_url or None,
         port=options.port,
+        wait=options.wait,
     )
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except VoxloopError as problem:
+        raise SystemExit(str(problem)) from None

@@ -8,7 +8,19 @@ from pathlib import Path
 
 from voxloop.errors import FrontDoorError
 
-__all__ = ["only_one"]
+__all__ = ["held", "only_one"]
+
+
+def held(home: Path) -> bool:
+    """Whether a process is inside ``only_one(home)``."""
+    try:
+        with (home / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager

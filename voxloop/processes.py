@@ -1,5 +1,6 @@
 """Servers that a command starts beside itself: wait until they answer, stop them, never leave one behind."""
 
+import errno
 import os
 import signal
 import socket
@@ -8,31 +9,48 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from voxloop.child import GRACE_S
 from voxloop.errors import FrontDoorError
 
-__all__ = ["LOOPBACK", "Server", "answers", "free_port"]
+__all__ = ["LOOPBACK", "Server", "answers", "bound", "free_port", "last_line"]
 
 LOOPBACK = "127.0.0.1"
 
 
-def free_port(wanted: int = 0) -> int:
-    """``wanted`` if nothing listens there, any free loopback port for 0.
+def free_port(wanted: int = 0, host: str = LOOPBACK) -> int:
+    """``wanted`` if nothing listens there, any free port of ``host`` for 0.
 
-    Raises FrontDoorError where the port is taken.
+    Raises FrontDoorError where the port is taken, or ``host`` is no address of this machine.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, wanted))
-        except OSError:
-            remedy = "stop what listens there, or choose another port (0 takes a free one)"
-            raise FrontDoorError("the port is taken", about=f"{LOOPBACK}:{wanted}", remedy=remedy) from None
+    with bound(host, wanted) as probe:
         return int(probe.getsockname()[1])
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket on ``host``:``port``, to listen on; FrontDoorError as ``free_port``."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+    except OSError:
+        raise FrontDoorError("no such address", about=f"--host {host}", remedy="name one of this machine's") from None
+    listening = socket.socket(family, kind, protocol)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(address)
+    except OSError as problem:
+        listening.close()
+        if problem.errno == errno.EADDRNOTAVAIL:
+            raise FrontDoorError("no address of this machine", about=f"--host {host}", remedy="name one that is") from None
+        if problem.errno == errno.EACCES:
+            remedy = "choose one above 1023, and put a reverse proxy before it"
+            raise FrontDoorError("only root may listen on that port", about=f"{host}:{port}", remedy=remedy) from None
+        remedy = "stop what listens there, or choose another port (0 takes a free one)"
+        raise FrontDoorError("the port is taken", about=f"{host}:{port}", remedy=remedy) from None
+    return listening
 
 
 def answers(url: str, timeout: float = 2.0) -> bool:
@@ -44,10 +62,26 @@ def answers(url: str, timeout: float = 2.0) -> bool:
         return False
 
 
-class Server:
-    """One server process with its log; a context manager that stops it, with all that it started, at the end."""
+def last_line(log: Path) -> str:
+    """What a server said last."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 20_000))
+            lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    except FileNotFoundError:
+        lines = []
+    return lines[-1][:300] if lines else "it said nothing"
 
-    def __init__(self, name: str, command: Sequence[str], *, log: Path, ready_url: str) -> None:
+
+class Server:
+    """One server process with its log; a context manager that stops it, with all that it started, at the end.
+
+    ``environment`` is added to this process's own.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], *, log: Path, ready_url: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.name, self.log, self.ready_url = name, log, ready_url
         log.parent.mkdir(parents=True, exist_ok=True)
         reading, self._alive = os.pipe()
@@ -60,6 +94,7 @@ class Server:
                     stderr=subprocess.STDOUT,
                     pass_fds=(reading,),
                     start_new_session=True,
+                    env={**os.environ, **(environment or {})},
                 )
         finally:
             os.close(reading)
@@ -69,7 +104,7 @@ class Server:
         deadline = time.monotonic() + timeout
         while not answers(self.ready_url):
             if self._process.poll() is not None:
-                raise FrontDoorError(f"{self.name} did not start: {self._last_line()}", about=str(self.log))
+                raise FrontDoorError(f"{self.name} did not start: {last_line(self.log)}", about=str(self.log))
             if time.monotonic() > deadline:
                 self.stop()
                 raise FrontDoorError(f"{self.name} did not answer within {timeout:.0f} s", about=str(self.log))
@@ -87,15 +122,17 @@ class Server:
             try:
                 self._process.wait(GRACE_S + 5)
             except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
+                self._signal(signal.SIGKILL)
                 self._process.wait()
+        elif self._process.returncode == -signal.SIGKILL:
+            self._signal(signal.SIGTERM)  # what watched over the server was killed, and nobody has told it
         if self._alive >= 0:
             os.close(self._alive)
             self._alive = -1
 
-    def _last_line(self) -> str:
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1][:300] if lines else "it said nothing"
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
     def __enter__(self) -> "Server":
         return self

@@ -97,7 +97,7 @@ class _Target:
             code_revision=code_revision(),
             run_name=run_name,
             parent_run=parent_run,
-            viewer_url=self.settings.viewer_url,
+            viewer_url=self.settings.viewer,
         )
 
 

@@ -12,7 +12,7 @@ import psutil
 from voxloop.processes import LOOPBACK, Server, answers, free_port
 from voxloop.settings import Settings, sqlite_url
 
-__all__ = ["tracking_server"]
+__all__ = ["announce", "running_server", "server_command", "tracking_server", "withdraw"]
 
 
 @contextmanager
@@ -21,36 +21,56 @@ def tracking_server(settings: Settings, *, port: int = 0) -> Iterator[str]:
     if settings.tracking_uri:
         yield settings.tracking_uri
         return
-    folder = settings.home / "mlflow"
-    note = folder / "server.json"
-    running = _running(note)
+    running = running_server(settings.home)
     if running:
         yield running
         return
-    folder.mkdir(parents=True, exist_ok=True)
     uri = f"http://{LOOPBACK}:{free_port(port)}"
-    with Server("MLflow", _command(folder, uri), log=folder / "server.log", ready_url=f"{uri}/health") as server:
+    log = settings.home / "mlflow" / "server.log"
+    with Server("MLflow", server_command(settings.home, uri), log=log, ready_url=f"{uri}/health") as server:
         server.wait_ready()
-        written = note.with_suffix(".tmp")
-        written.write_text(json.dumps({"uri": uri, "pid": os.getpid()}))
-        written.replace(note)
+        announce(settings.home, uri)
         try:
             yield uri
         finally:
-            note.unlink(missing_ok=True)
+            withdraw(settings.home)
 
 
-def _running(note: Path) -> str:
-    """The URI of the server that another command of this home keeps running, or ''."""
+def announce(home: Path, uri: str) -> None:
+    """Let other commands of ``home`` find the server that this process keeps running."""
+    written = _note(home).with_suffix(f".{os.getpid()}")
+    written.write_text(json.dumps({"uri": uri, "pid": os.getpid()}))
+    written.replace(_note(home))
+
+
+def withdraw(home: Path) -> None:
+    """The server that this process announced is no more."""
+    if _announced(home)[1] == os.getpid():
+        _note(home).unlink(missing_ok=True)
+
+
+def running_server(home: Path) -> str:
+    """The URI of the server that another command of ``home`` keeps running, or ''."""
+    uri, pid = _announced(home)
+    return uri if uri and psutil.pid_exists(pid) and answers(f"{uri}/health") else ""
+
+
+def _announced(home: Path) -> tuple[str, int]:
     try:
-        stored = json.loads(note.read_text())
-        uri, pid = str(stored["uri"]), int(stored["pid"])
+        stored = json.loads(_note(home).read_text())
+        return str(stored["uri"]), int(stored["pid"])
     except (OSError, ValueError, KeyError):
-        return ""
-    return uri if psutil.pid_exists(pid) and answers(f"{uri}/health") else ""
+        return "", 0
 
 
-def _command(folder: Path, uri: str) -> list[str]:
+def _note(home: Path) -> Path:
+    return home / "mlflow" / "server.json"
+
+
+def server_command(home: Path, uri: str) -> list[str]:
+    """What serves HOME/mlflow, which is made where it is not there, at ``uri``."""
+    folder = home / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
     port = uri.rsplit(":", 1)[1]
     store = ["--backend-store-uri", sqlite_url(folder / "mlflow.db"), "--artifacts-destination", str(folder / "artifacts")]
     quiet = ["--uvicorn-opts", "--log-level warning", "--workers", "1"]

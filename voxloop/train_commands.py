@@ -173,7 +173,7 @@ def _job(
         tracking_uri=uri,
         code_revision=code_revision(),
         run_name=name,
-        viewer_url=settings.viewer_url,
+        viewer_url=settings.viewer,
         weights="" if weights is None else str(weights.resolve()),
     )
 

@@ -1,49 +1,185 @@
-"""`voxloop up`: MLflow and the champion's endpoint of a home, until Ctrl-C."""
+"""`voxloop up`: the web server, MLflow and the champion's endpoint of a home, until Ctrl-C; `voxloop status`: what runs."""
 
+import json
+import os
+import sys
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from catalog import Project
 from serving import Registry, ServingError
 from voxloop import console
-from voxloop.endpoint import endpoint
+from voxloop.access import Rules
+from voxloop.endpoint import endpoint_command
 from voxloop.errors import FrontDoorError
+from voxloop.home import held, only_one
+from voxloop.processes import LOOPBACK, answers, free_port
+from voxloop.programs import HOPELESS, Program, Supervisor, states
 from voxloop.settings import Settings
-from voxloop.tracking import tracking_server
+from voxloop.tracking import announce, running_server, server_command, withdraw
+from voxloop.viewer import installed
+from voxloop.web import projects_of
 
-__all__ = ["serve"]
+__all__ = ["serve", "status"]
+
+FIRST_CHAMPION_S = 10 * 365 * 24 * 3600.0
+"""Seconds that the endpoint waits for one: until there is one."""
 
 
-def serve(settings: Settings, project: Path | None, *, mlflow_port: int, endpoint_port: int, json: bool = False) -> None:
-    """Start both, print where they are, and stay; FrontDoorError where the project cannot be told or a port is taken."""
+@dataclass(frozen=True)
+class Addresses:
+    """Where everything is; ``endpoint`` and ``model`` are empty where the home has no project. ``own_mlflow``: it is started
+    here, not by another command of the home or elsewhere."""
+
+    host: str
+    port: int
+    viewer: str
+    mlflow: str
+    own_mlflow: bool
+    endpoint: str
+    model: str
+
+
+def serve(
+    settings: Settings, project: Path | None, *, mlflow_port: int, endpoint_port: int, host: str, port: int, json: bool = False
+) -> None:
+    """Start all, print where they are, and stay.
+
+    FrontDoorError where the project cannot be told, a port is taken, other machines would reach it without a token, or the web
+    server or MLflow does not start.
+    """
+    projects_of(settings.home, project)  # a file that is wrong is said here, not in a log
     chosen = project or _only_project(settings.home)
-    with ExitStack() as stack:
-        with console.stage("start MLflow"):
-            uri = stack.enter_context(tracking_server(settings, port=mlflow_port))
-        addresses = {"mlflow": uri}
-        print(f"MLflow    {uri}", flush=True)
-        if chosen is not None:
-            model = Project.load(chosen).model
-            try:
-                with console.stage(f"start the endpoint of {model}"):
-                    if Registry(uri).champion(model) is None:
-                        raise ServingError("has no champion yet", about=model, remedy="play a round: voxloop demo")
-                    address = stack.enter_context(endpoint(settings, model, uri, port=endpoint_port))
-                addresses["endpoint"] = f"{address}/invocations"
-                print(f"endpoint  {address}/invocations  (model {model})", flush=True)
-            except ServingError as problem:  # MLflow is where it can be mended
-                console.note(f"no endpoint: {problem}")
-        if json:
-            console.emit(addresses)
-        if chosen is None:
-            console.note("no endpoint: this home has no project yet (voxloop demo makes one)")
-        console.note("Ctrl-C stops what was started here.")
+    Rules.of(settings, host, port)
+    with only_one(settings.home / "run"), ExitStack() as stack:
+        at = _addresses(settings, Project.load(chosen).model if chosen else "", host, port, mlflow_port, endpoint_port)
+        programs = _programs(settings, at, project)
+        supervisor = stack.enter_context(Supervisor(settings.home, programs, settings.environment()))
+        note = settings.home / "run" / "up.json"
+        note.write_text(_dumps(at, supervisor))
+        stack.callback(note.unlink, missing_ok=True)
+        with console.stage("start the web server and MLflow"):
+            supervisor.wait_ready("web")
+            if at.own_mlflow:
+                supervisor.wait_ready("mlflow")
+                announce(settings.home, at.mlflow)
+        stack.callback(withdraw, settings.home)
+        waits = _start_endpoint(supervisor, at)
+        _tell(settings, at, waits, json)
         try:
-            while True:
-                time.sleep(3600)
+            _watch(settings, supervisor, at)
         except KeyboardInterrupt:
             console.note("stopping")
+
+
+def _addresses(settings: Settings, model: str, host: str, port: int, mlflow_port: int, endpoint_port: int) -> Addresses:
+    """Where each will be; FrontDoorError where a port is taken."""
+    port = free_port(port, host)
+    mlflow = settings.tracking_uri or running_server(settings.home)
+    own = "" if mlflow else f"http://{LOOPBACK}:{free_port(mlflow_port)}"
+    endpoint = f"http://{LOOPBACK}:{free_port(endpoint_port)}" if model else ""
+    viewer = Rules.of(settings, host, port).public
+    return Addresses(host, port, viewer, mlflow or own, bool(own), endpoint, model)
+
+
+def _programs(settings: Settings, at: Addresses, project: Path | None) -> list[Program]:
+    web = [sys.executable, "-m", "voxloop.web", "--host", at.host, "--port", str(at.port)]
+    web += ["--tracking-uri", at.mlflow, "--endpoint", at.endpoint]
+    web += ["--project", str(project.resolve())] if project else []
+    secretless = {"VOXLOOP_TOKEN": ""}
+    programs = [Program("web", web, f"http://{_near(at.host)}:{at.port}/healthz")]
+    if not settings.tracking_uri:  # also where another command's is used: ours follows when that ends
+        command = server_command(settings.home, at.mlflow)
+        programs.append(Program("mlflow", command, f"{at.mlflow}/health", at.own_mlflow, secretless))
+    if at.model:
+        command = endpoint_command(at.model, at.mlflow, int(at.endpoint.rsplit(":", 1)[1]), wait=FIRST_CHAMPION_S)
+        programs.append(Program("endpoint", command, f"{at.endpoint}/ping", False, secretless))
+    return programs
+
+
+def _near(host: str) -> str:
+    """Where this machine reaches a server that listens on ``host``."""
+    near = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
+    return f"[{near}]" if ":" in near else near
+
+
+def _start_endpoint(supervisor: Supervisor, at: Addresses) -> str:
+    """Start the endpoint, and wait for it where there is a champion; why it does not answer yet, or ''."""
+    if not at.model:
+        return "this home has no project yet (voxloop demo makes one; then start voxloop up again)"
+    supervisor.start("endpoint")
+    try:
+        if Registry(at.mlflow).champion(at.model) is None:
+            return f"{at.model} has no champion yet: it starts with the first one"
+        with console.stage(f"start the endpoint of {at.model}"):
+            supervisor.wait_ready("endpoint")
+    except (ServingError, FrontDoorError) as problem:  # MLflow and the viewer are where it can be mended
+        return str(problem)
+    return ""
+
+
+def _tell(settings: Settings, at: Addresses, waits: str, json: bool) -> None:
+    endpoint = f"{at.endpoint}/invocations" if at.endpoint else ""
+    if json:
+        all_of_them = {"viewer": at.viewer, "mlflow": at.mlflow, "endpoint": endpoint, "dicomweb": f"{at.viewer}/dicomweb"}
+        console.emit({name: address for name, address in all_of_them.items() if address})
+    else:
+        print(f"\nOpen {at.viewer}\n", flush=True)
+        mlflow = f"{at.viewer}/mlflow/  (for programs: {at.mlflow})"
+        others = {"MLflow": mlflow, "DICOMweb": f"{at.viewer}/dicomweb", "endpoint": endpoint}
+        for name, address in others.items():
+            if address:
+                console.note(f"  {name:9} {address}")
+    if waits:
+        console.note(f"no endpoint yet: {waits}")
+    if not (installed(settings.viewer_folder) / "index.html").is_file():
+        console.note("no viewer yet: make viewer fetches it; all else answers")
+    console.note("Ctrl-C stops what was started here.")
+
+
+def _watch(settings: Settings, supervisor: Supervisor, at: Addresses) -> None:
+    """Stay, and say what ends and is started again. MLflow of another command is followed by our own at its address."""
+    followed = at.own_mlflow or bool(settings.tracking_uri)
+    while True:
+        time.sleep(1)
+        for death in supervisor.deaths():
+            if death.count == 1:
+                console.note(f"{death.name} ended and is started again")
+            elif death.count == HOPELESS:
+                log = settings.home / "logs" / f"{death.name}.log"
+                console.note(f"{death.name} ends again and again: {death.said}  ({log})")
+        if not followed and not answers(f"{at.mlflow}/health", timeout=10):
+            supervisor.start("mlflow")
+            announce(settings.home, at.mlflow)
+            followed = True
+
+
+def status(home: Path) -> dict[str, Any]:
+    """What `voxloop up` keeps running in ``home``: the address to open, each program and whether it answers."""
+    try:
+        noted = json.loads((home / "run" / "up.json").read_text())
+    except (OSError, ValueError):
+        noted = None
+    if noted is None or not held(home / "run"):
+        return {"home": str(home), "running": False, "programs": []}
+    found = {state.name: state for state in states(Path(noted["socket"]))}
+    programs = []
+    for name, ready in noted["ready"].items():
+        state = found.get(name)
+        seconds = int(time.time()) - state.started if state and state.pid else 0
+        told = {"name": name, "state": state.state if state else "UNKNOWN", "pid": state.pid if state else 0}
+        programs.append({**told, "seconds": seconds, "address": noted["addresses"][name], "answers": answers(ready)})
+    return {"home": str(home), "running": True, "pid": noted["pid"], "viewer": noted["viewer"], "programs": programs}
+
+
+def _dumps(at: Addresses, supervisor: Supervisor) -> str:
+    addresses = {"web": at.viewer, "mlflow": at.mlflow, "endpoint": at.endpoint}
+    ready = {name: program.ready_url for name, program in supervisor.programs.items()}
+    noted = {"pid": os.getpid(), "viewer": at.viewer, "addresses": addresses, "ready": ready, "socket": str(supervisor.socket)}
+    return json.dumps(noted)
 
 
 def _only_project(home: Path) -> Path | None:

@@ -173,7 +173,7 @@ def _one(place: Place, row: Any, base: str) -> bytes:
     if found.syntax:
         header["00083002"] = {"vr": "UI", "Value": [found.syntax]}
     header["00081190"] = {"vr": "UR", "Value": [where]}
-    return orjson.dumps(header, option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps(dict(sorted(header.items())))
 
 
 def _inflated(path: str) -> bytes:

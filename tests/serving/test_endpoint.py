@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ import pydicom
 import pytest
 import torch
 
+from catalog import uploads
 from serving import model
 from serving.gate import evaluate
 from serving.registry import ALIAS
@@ -101,7 +103,7 @@ def test_each_item_is_answered_on_its_own(world: Any, port: int) -> None:
         good,
         {"reference": {"series": "1.2.3"}},
         {"reference": {"series": world.series[0]}, "prompts": {"classes": ["spleen"]}},
-        {"reference": {"upload": "x"}},
+        {"reference": {"upload": "../../tables/labels"}},
         {**good, "colour": "red"},
         {"outputs": ["volumes"]},
         {**good, "outputs": ["uncertainty"], "prompts": {"classes": ["ball"]}},
@@ -110,9 +112,7 @@ def test_each_item_is_answered_on_its_own(world: Any, port: int) -> None:
     assert [a["error"] is None for a in answers] == [True, False, False, False, False, False, True]
     assert answers[0]["result"]["volumes"].keys() == {"ball"}
     said = [a["error"]["message"] for a in answers[1:6]]
-    for message, words in zip(
-        said, ["no such series", "spleen", "upload is not built yet", "colour", "reference"], strict=True
-    ):
+    for message, words in zip(said, ["no such series", "spleen", "no such upload", "colour", "reference"], strict=True):
         assert words in message
     assert 0 < answers[6]["result"]["uncertainty"]["mean_entropy"] < 1
 
@@ -161,6 +161,32 @@ def test_files_are_asked_for_by_their_path(world: Any, port: int, tmp_path: Path
     assert answers[0]["result"]["labelmap"] == answers[1]["result"]["labelmap"]
     assert answers[2]["error"] is None
     assert "none.nii.gz" in answers[3]["error"]["message"]
+
+
+def test_uploads_are_asked_for_by_their_name(world: Any, port: int, tmp_path: Path) -> None:
+    like, files = world.archive.volume(world.series[0]), world.archive.series_files(world.series[0])
+    sent = uploads.folder(world.archive.home)
+    sent.mkdir(parents=True, exist_ok=True)
+    nifti, zipped, broken = (uploads.new_name(name) for name in ("image.NII.GZ", "series.zip", "broken.zip"))
+    nibabel.save(nibabel.Nifti1Image(like.array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ like.affine), sent / nifti)
+    with zipfile.ZipFile(sent / zipped, "w") as archive:
+        for file in files:
+            archive.write(file, f"../{Path(file).name}")
+    (sent / broken).write_bytes((sent / zipped).read_bytes()[:-3000])
+    answers = ask(
+        port,
+        {"reference": {"series": world.series[0]}, "outputs": ["labelmap"]},
+        {"reference": {"upload": zipped}, "outputs": ["labelmap", "seg"]},
+        {"reference": {"upload": nifti}, "outputs": ["volumes"]},
+        {"reference": {"upload": nifti}, "outputs": ["seg"]},
+        {"reference": {"upload": broken}},
+        {"reference": {"upload": uploads.new_name("never-sent.nii")}},
+    )
+    assert [answered["error"] is None for answered in answers] == [True, True, True, False, False, False]
+    assert answers[0]["result"]["labelmap"] == answers[1]["result"]["labelmap"]
+    assert "DICOM SEG needs DICOM images" in answers[3]["error"]["message"]
+    assert "damaged" in answers[4]["error"]["message"]
+    assert "no such upload" in answers[5]["error"]["message"]
 
 
 def test_the_version_changes_under_load_and_no_request_is_lost(world: Any, port: int) -> None:

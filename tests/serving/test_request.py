@@ -36,13 +36,13 @@ def test_everything_that_is_built() -> None:
         ({"reference": {"series": 7}}, ["reference.series", "string"]),
         ({"reference": {"series": "1"}, "outputs": []}, ["outputs"]),
         ({"prompts": {}}, ["reference", "required"]),
-        ({"reference": {"upload": "x"}}, ["reference.upload is not built yet"]),
         ({"reference": {"dicom": "https://pacs/studies/1"}}, ["URL in reference.dicom is not built yet"]),
         (
             {"reference": {"series": "1"}, "prompts": {"points": [{"position": [1.0, 2.0, 3.0], "structure": "liver"}]}},
             ["prompts.points is not built yet"],
         ),
         ({"reference": {"nifti": "/a.nii.gz"}, "outputs": ["seg"]}, ["DICOM SEG needs DICOM images"]),
+        ({"reference": {"upload": "0a.nii"}, "outputs": ["seg"]}, ["DICOM SEG needs DICOM images"]),
     ],
 )
 def test_refused_by_name(row: dict[str, object], words: list[str]) -> None:

@@ -1,0 +1,188 @@
+// What the panel's buttons do with labels.
+import * as api from './api.js';
+import * as clock from './clock.js';
+import * as mask from './mask.js';
+import { active, host, imageOf, service, source } from './host.js';
+import { changed, drawing, drawn, forget, say, state } from './state.js';
+
+const key = () => state.project.key;
+
+export async function begin() {
+  const { author, projects } = await api.projects();
+  Object.assign(state, { projects, authorKnown: Boolean(author), author: author || state.author });
+  if (!projects.length) {
+    throw new api.Problem({ title: 'There is no project', remedy: 'put a project file into the home’s projects folder, then restart' });
+  }
+  const kept = localStorage.getItem('voxloop.project');
+  await choose(projects.some(project => project.key === kept) ? kept : projects[0].key);
+}
+
+export async function choose(projectKey) {
+  localStorage.setItem('voxloop.project', projectKey);
+  Object.assign(state, { project: await api.project(projectKey), offer: null, remaining: null, strategy: '', series: null, ready: true });
+  await look();
+}
+
+// Follows what the active viewport shows: the labels of its series, and what is drawn on it.
+export async function look() {
+  const series = active().image?.SeriesInstanceUID ?? null;
+  const moved = series !== state.series;
+  state.series = series;
+  if (moved) state.history = [];
+  measure();
+  if (moved && series && state.project) await refresh(series);
+}
+
+async function refresh(series) {
+  const history = await api.labels(key(), series);
+  if (series === state.series) state.history = history;
+  changed();
+}
+
+// The segmentation that is drawn in, as OHIF's own panel has it selected.
+export const current = () => service('segmentationService').getActiveSegmentation(active().viewportId)?.segmentationId ?? null;
+
+// Which structures have voxels.
+export function measure() {
+  const segmentationId = current();
+  state.present = new Set();
+  if (segmentationId) {
+    try {
+      const { values, digest } = mask.look(segmentationId);
+      drawing(segmentationId).kept ??= digest;
+      const { segments } = service('segmentationService').getSegmentation(segmentationId);
+      for (const segment of Object.values(segments)) if (values.has(segment.segmentIndex)) state.present.add(segment.label);
+    } catch (error) {
+      console.warn('[voxloop]', error);
+    }
+  }
+  changed();
+}
+
+export function stateOf(name) {
+  if (state.present.has(name)) return 'present';
+  const said = current() && drawing(current()).states[name];
+  return said === 'absent' ? 'absent' : 'not_annotated';
+}
+
+export function setState(name, value) {
+  drawing(current()).states[name] = value;
+  changed();
+}
+
+function opened() {
+  const { image, viewportId } = active();
+  if (!image) throw new api.Problem({ title: 'No image is open', remedy: 'open a series in the viewport that has the blue border' });
+  return { image, viewportId, series: image.SeriesInstanceUID };
+}
+
+// The segmentations in the viewer whose voxels are others than they came with or were submitted with; or those that are not.
+const inViewer = edited =>
+  drawn().filter(
+    ([id, { kept }]) =>
+      service('segmentationService').getSegmentation(id) && edited === (kept !== null && kept !== mask.look(id).digest)
+  );
+
+// Adds a drawing to the viewer; what was added before and not touched makes room for it.
+export async function put(make, about) {
+  const before = inViewer(false);
+  const segmentationId = await make();
+  Object.assign(drawing(segmentationId), about, { kept: mask.look(segmentationId).digest });
+  for (const [id] of before) {
+    mask.remove(id);
+    forget(id);
+  }
+  measure();
+  return segmentationId;
+}
+
+export async function startEmpty() {
+  const { image } = opened();
+  await put(() => mask.create(image, state.project.segments, 'Label'), {});
+  say('An empty label: choose a structure above, then draw.');
+}
+
+export async function suggest(signal) {
+  const { image, series } = opened();
+  const told = await api.suggestion(key(), series, signal);
+  const shown = imageOf(series);
+  if (!shown || state.series !== series) return say('The suggestion is for a series that is no longer open.');
+  const by = `${told.model}/${told.version}`;
+  await put(() => mask.show(told.mask, image, `Suggestion of ${by}`), { suggestion: told.mask.mask, suggestedBy: by });
+  const doubt = told.entropy === null ? '' : `, mean entropy ${told.entropy.toFixed(3)}`;
+  say(`Suggested by ${told.model} version ${told.version} in ${told.elapsed.toFixed(1)} s${doubt}.`);
+}
+
+export async function load(revision) {
+  const image = imageOf(revision.series_uid);
+  if (!image) throw new api.Problem({ title: 'Its series is not open', about: revision.series_uid, remedy: 'open its study' });
+  const told = await api.labelMask(revision.label_id);
+  await put(() => mask.show(told, image, `Label of ${revision.author}`), {
+    parent: revision.label_id,
+    states: { ...revision.states },
+  });
+  say(`Loaded the label of ${revision.author}. What you submit becomes a revision of it.`);
+}
+
+export async function submit() {
+  const segmentationId = current();
+  if (!segmentationId) throw new api.Problem({ title: 'There is no drawing', remedy: 'start an empty label, or auto-segment' });
+  if (!state.author.trim()) throw new api.Problem({ title: 'Nobody says who labelled', about: 'Reader', remedy: 'enter your name' });
+  measure();
+  const series = mask.seriesOf(segmentationId);
+  const about = drawing(segmentationId);
+  const { slices, voxels } = mask.read(segmentationId);
+  const { segments } = service('segmentationService').getSegmentation(segmentationId);
+  const states = Object.fromEntries(state.project.segments.map(({ name }) => [name, stateOf(name)]));
+  const sent = `${mask.look(segmentationId).digest} ${JSON.stringify(states)}`;
+  if (about.sent !== sent) Object.assign(about, { sent, labelId: crypto.randomUUID() }); // the same again is no second label
+  const stored = await api.submit(
+    key(),
+    {
+      label_id: about.labelId,
+      series,
+      states,
+      author: state.author.trim(),
+      seconds: clock.elapsed(),
+      parent: about.parent,
+      suggestion: about.suggestion,
+      suggested_by: about.suggestedBy,
+      slices,
+      segments: Object.values(segments).map(({ segmentIndex, label }) => ({ value: segmentIndex, name: label })),
+    },
+    voxels
+  );
+  const kept = mask.look(segmentationId).digest;
+  Object.assign(about, { parent: stored.label_id, suggestion: null, suggestedBy: null, kept, sent: '' });
+  clock.restart();
+  forgetStudy(stored.study_uid);
+  await refresh(series);
+  const drew = stored.added_path_length === null ? '' : `, ${stored.added_path_length} voxels of contour added`;
+  say(`Submitted in ${stored.seconds.toFixed(0)} s${drew}.`);
+}
+
+// OHIF keeps what it was told of a study as long as the page lives: a label that was stored since would stay unseen.
+export function forgetStudy(study) {
+  const data = source();
+  data.deleteStudyMetadataPromise(`${data.getConfig().name}:${study}`);
+}
+
+let warned = null;
+export async function next() {
+  const [unsubmitted] = inViewer(true).map(([id]) => id);
+  if (unsubmitted && warned !== unsubmitted) {
+    warned = unsubmitted;
+    throw new api.Problem({ title: 'Your drawing is not submitted', remedy: 'submit it, or press Next sample again to leave it' });
+  }
+  const wanted = { strategy: state.strategy, skip: state.skipped, author: state.author.trim() };
+  const told = await api.next(key(), wanted);
+  Object.assign(state, { offer: told.next, remaining: told.remaining });
+  if (!told.next) {
+    state.skipped = [];
+    return say('None is left to label by this strategy; press Next sample to see those again that you passed over.');
+  }
+  state.skipped = [...state.skipped, told.next.series].slice(-10000);
+  forgetStudy(told.next.study);
+  say(`${told.next.patient || told.next.study}: ${told.next.reason}.`);
+  host.commandsManager.runCommand('navigateHistory', { to: `/label?StudyInstanceUIDs=${told.next.study}` });
+}

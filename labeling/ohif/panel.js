@@ -1,0 +1,233 @@
+// The panel "Active learning": a custom element, so that it needs nothing of the viewer's React.
+import * as clock from './clock.js';
+import * as label from './label.js';
+import { compare } from './compare.js';
+import { submitMeasurements } from './measurements.js';
+import { changed, onChange, state } from './state.js';
+
+const STYLE = `
+:host { display: block; color: #e6ecff; font: 13px/1.45 Inter, system-ui, sans-serif; padding: 8px 10px; }
+h2 { margin: 14px 0 6px; font-size: 12px; font-weight: 600; color: #5acce6; }
+h2:first-of-type { margin-top: 0; }
+p { margin: 4px 0; }
+.quiet { color: #9fb0d8; font-size: 12px; }
+.row { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; margin: 4px 0; }
+button { background: #0944b3; color: #fff; border: 0; border-radius: 4px; padding: 5px 10px; font: inherit; cursor: pointer; }
+button.second { background: #2b2f6b; }
+button:hover:enabled { background: #1d5fe0; }
+button:disabled { opacity: 0.45; cursor: default; }
+button:focus-visible, input:focus-visible, select:focus-visible { outline: 2px solid #5acce6; outline-offset: 1px; }
+input[type='text'], select { background: #050615; color: inherit; border: 1px solid #3a3f99; border-radius: 4px; padding: 4px 6px;
+  font: inherit; min-width: 0; flex: 1; }
+label.field { display: flex; gap: 8px; align-items: center; margin: 4px 0; }
+label.field span { flex: 0 0 72px; color: #9fb0d8; }
+fieldset { border: 0; margin: 0 0 5px; padding: 0; }
+legend { padding: 0; display: flex; align-items: center; gap: 6px; }
+fieldset label { margin-right: 10px; font-size: 12px; color: #c6d0f0; white-space: nowrap; }
+fieldset label.off { opacity: 0.45; }
+input[type='radio'] { accent-color: #5acce6; margin: 0 4px 0 0; vertical-align: -2px; }
+.swatch { width: 10px; height: 10px; border-radius: 2px; display: inline-block; }
+.problem { border-left: 3px solid #ff6b6b; background: #3a1020; padding: 6px 8px; margin: 8px 0; overflow-wrap: anywhere; }
+.said { border-left: 3px solid #5acce6; background: #0c1a3a; padding: 6px 8px; margin: 8px 0; }
+ol { list-style: none; margin: 0; padding: 0; }
+li { display: flex; gap: 8px; align-items: center; justify-content: space-between; padding: 4px 0; border-top: 1px solid #22264f; }
+a { color: #5acce6; }
+`;
+
+const WORDS = { present: 'present', absent: 'absent', not_annotated: 'not annotated' };
+
+// make('button', { text, key, … }, children): an element, kept in focus by its key when the panel is drawn anew.
+function make(tag, { text, key, on = {}, ...properties } = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  if (text !== undefined) made.textContent = text;
+  if (key) made.dataset.key = key;
+  for (const [event, listener] of Object.entries(on)) made.addEventListener(event, listener);
+  made.append(...children.filter(Boolean));
+  return made;
+}
+
+// Runs what a button does, one at a time, and shows what went wrong.
+export async function run(name, work) {
+  if (state.busy) return;
+  const stop = new AbortController();
+  Object.assign(state, { busy: name, stop, since: performance.now(), problem: null, said: '' });
+  changed();
+  try {
+    await work(stop.signal);
+  } catch (error) {
+    if (!stop.signal.aborted) {
+      console.error('[voxloop]', error);
+      state.problem = error;
+    }
+  }
+  state.busy = '';
+  changed();
+}
+
+const button = (key, text, work, { second = false, disabled = false, title = '' } = {}) =>
+  make('button', {
+    text,
+    key,
+    title,
+    type: 'button',
+    className: second ? 'second' : '',
+    disabled: disabled || Boolean(state.busy),
+    on: { click: () => run(text, work) },
+  });
+
+const option = (value, text, chosen) => make('option', { value, text, selected: value === chosen });
+
+function picker(name, key, options, chosen, work) {
+  const choices = options.map(([value, text]) => option(value, text, chosen));
+  const select = make('select', { key, disabled: Boolean(state.busy), on: { change: event => work(event.target.value) } }, ...choices);
+  return make('label', { className: 'field' }, make('span', { text: name }), select);
+}
+
+function who() {
+  const on = {
+    input: event => {
+      state.author = event.target.value;
+      localStorage.setItem('voxloop.author', state.author);
+    },
+  };
+  const given = { type: 'text', key: 'author', value: state.author, disabled: state.authorKnown, maxLength: 64, autocomplete: 'name', on };
+  const several = state.projects.length > 1;
+  const projects = state.projects.map(({ key }) => [key, key]);
+  return [
+    several && picker('Project', 'project', projects, state.project.key, key => run('Project', () => label.choose(key))),
+    make('label', { className: 'field' }, make('span', { text: 'Reader' }), make('input', given)),
+  ];
+}
+
+function sample() {
+  const { offer, remaining, project } = state;
+  const strategies = [['', 'the best there is'], ...project.strategies.map(name => [name, name])];
+  const left = remaining && `${remaining.train} to train and ${remaining.reference} reference series are not labelled.`;
+  return [
+    make('h2', { text: 'Sample' }),
+    picker('Chosen by', 'strategy', strategies, state.strategy, value => Object.assign(state, { strategy: value, skipped: [] })),
+    make('div', { className: 'row' }, button('next', 'Next sample', label.next)),
+    offer && make('p', { className: 'quiet', text: `${offer.patient || offer.study}: ${offer.reason}.` }),
+    left && make('p', { className: 'quiet', text: left }),
+  ];
+}
+
+function structures() {
+  const { project } = state;
+  const segmentationId = label.current();
+  const none = project.suggests ? '' : 'no endpoint is configured';
+  const start = make(
+    'div',
+    { className: 'row' },
+    button('suggest', 'Auto-segment', label.suggest, { disabled: !state.series || !project.suggests, title: none }),
+    button('empty', 'Start an empty label', label.startEmpty, { second: true, disabled: !state.series })
+  );
+  if (!segmentationId) return [make('h2', { text: 'Label' }), start];
+  return [make('h2', { text: 'Label' }), start, ...project.segments.map(structure)];
+}
+
+function structure({ name, color }) {
+  const chosen = label.stateOf(name);
+  const drawn = state.present.has(name);
+  const choices = Object.entries(WORDS).map(([value, text]) => {
+    const off = drawn !== (value === 'present');
+    const radio = make('input', {
+      type: 'radio',
+      name: `state-${name}`,
+      key: `${name}-${value}`,
+      value,
+      checked: chosen === value,
+      disabled: off,
+      on: { change: () => label.setState(name, value) },
+    });
+    const title = !off ? '' : drawn ? 'it is drawn: erase it first' : 'draw it first';
+    return make('label', { className: off ? 'off' : '', title }, radio, text);
+  });
+  const swatch = make('span', { className: 'swatch', style: `background: rgb(${color.join(' ')})` });
+  return make('fieldset', {}, make('legend', {}, swatch, name), make('div', {}, ...choices));
+}
+
+function handIn() {
+  return [
+    make(
+      'div',
+      { className: 'row' },
+      button('submit', 'Submit label', label.submit, { disabled: !label.current() }),
+      button('measurements', 'Submit measurements', submitMeasurements, { second: true })
+    ),
+    make('p', { className: 'quiet time' }),
+  ];
+}
+
+function history() {
+  const rows = state.history.map(revision => {
+    const drew = revision.added_path_length === null ? '' : `, path ${revision.added_path_length}`;
+    const when = new Date(revision.created_at).toLocaleString([], { dateStyle: 'short', timeStyle: 'short' });
+    const found = Object.keys(revision.states).filter(name => revision.states[name] === 'present').join(', ') || 'nothing';
+    const from = revision.suggested_by ? ` from ${revision.suggested_by}` : '';
+    const text = `${revision.author}, ${when}: ${found}${from} (${revision.status}, ${Math.round(revision.seconds)} s${drew})`;
+    const open = button(`load-${revision.label_id}`, 'Load', () => label.load(revision), { second: true });
+    open.setAttribute('aria-label', `Load the label of ${revision.author} of ${when}`);
+    return make('li', {}, make('span', { text }), open);
+  });
+  return [
+    make('h2', { text: 'History' }),
+    rows.length ? make('ol', {}, ...rows) : make('p', { className: 'quiet', text: 'This series has no label yet.' }),
+    make('div', { className: 'row' }, button('compare', 'Compare with the model', () => compare(state.series), { second: true, disabled: !state.series })),
+  ];
+}
+
+function model() {
+  const { model, model_url } = state.project;
+  const link = model_url && make('a', { href: model_url, target: '_blank', rel: 'noopener', text: model });
+  return [
+    make('h2', { text: 'Model' }),
+    make('div', { className: 'row' }, link || make('span', { text: model }),
+      button('train', 'Train', () => {}, { second: true, disabled: true, title: 'Training from the viewer comes with a later version' })),
+    make('p', { className: 'quiet', text: 'Training from here comes with a later version; until then: voxloop train.' }),
+  ];
+}
+
+function told() {
+  const { problem, said, busy } = state;
+  if (busy) {
+    const stop = { text: 'Stop waiting', key: 'stop', type: 'button', className: 'second', on: { click: () => state.stop.abort() } };
+    const waited = make('p', { role: 'status' }, `${busy} … `, make('span', { className: 'waited' }));
+    return make('div', { className: 'said row' }, waited, busy === 'Auto-segment' && make('button', stop));
+  }
+  if (!problem) return said && make('p', { className: 'said', role: 'status', text: said });
+  const about = problem.about ? `${problem.about}: ` : '';
+  const remedy = problem.remedy ? ` To mend it: ${problem.remedy}.` : '';
+  return make('p', { className: 'problem', role: 'alert', text: `${about}${problem.message}.${remedy}` });
+}
+
+export class ActiveLearning extends HTMLElement {
+  connectedCallback() {
+    this.root ??= this.attachShadow({ mode: 'open' });
+    this.stop = onChange(() => this.draw());
+    this.ticking = setInterval(() => this.tick(), 500);
+    this.draw();
+  }
+
+  disconnectedCallback() {
+    this.stop();
+    clearInterval(this.ticking);
+  }
+
+  draw() {
+    const focused = this.root.activeElement?.dataset.key;
+    const parts = state.project ? [who(), told(), sample(), structures(), handIn(), history(), model()] : [told()];
+    this.root.replaceChildren(make('style', { text: STYLE }), ...parts.flat().filter(Boolean));
+    if (focused) this.root.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+    this.tick();
+  }
+
+  tick() {
+    const time = this.root.querySelector('.time');
+    if (time) time.textContent = `Your time: ${minutes(clock.elapsed())}`;
+    const waited = this.root.querySelector('.waited');
+    if (waited) waited.textContent = minutes((performance.now() - state.since) / 1000);
+  }
+}
+
+const minutes = seconds => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, '0')}`;
