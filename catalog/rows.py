@@ -1,4 +1,4 @@
-"""The rows of some files in ``object_catalog``, found by what parquet files say of themselves: no more is read than it takes."""
+"""The rows of some files in ``object_catalog``, found by what parquet files say of themselves: little else is read."""
 
 import threading
 from collections.abc import Collection, Sequence

@@ -50,6 +50,7 @@ class Held:
         self._rows = SeriesRows(archive.objects)
         self._series: OrderedDict[str, tuple[int, Sequence[Indexed], Mapping[str, Place]]] = OrderedDict()
         self._lock = threading.RLock()
+        self._following = False
 
     def follow(self) -> int:
         """Let the index follow the catalog where that has a new version; the version. Cheap where it has none."""
@@ -57,17 +58,21 @@ class Held:
         if known is not None and self._current():
             return known[0]
         with self._lock:
-            made = self._made()
-            version = self.archive.index.follow(self.archive.objects)
+            self._following = True
+            try:
+                made = self._made()
+                version = self.archive.index.follow(self.archive.objects)
+            finally:
+                self._following = False
             if known is not None and known[1] != made:
                 self._rows = SeriesRows(self.archive.objects)
             self._known = version, made
         return version
 
     def has(self, series: str) -> bool:
-        """Whether ``series`` is answered from memory."""
+        """Whether ``place`` answers for ``series`` from memory."""
         known, kept = self._known, self._series.get(series)
-        return known is not None and kept is not None and kept[0] == known[0] and self._current()
+        return known is not None and kept is not None and (self._following or (kept[0] == known[0] and self._current()))
 
     def series(self, study: str, series: str) -> Mapping[str, Place]:
         """SOPInstanceUID → place, by InstanceNumber; 404 where the study has no such series."""
@@ -82,7 +87,14 @@ class Held:
         return kept[2]
 
     def place(self, study: str, series: str, sop: str) -> Place:
-        """Of one instance; 404 where the series has none such."""
+        """Of one instance; 404 where the series has none such.
+
+        While the index follows, which takes its time after a large ingest, what is remembered is good enough: a file that is
+        no longer as it was is found out when it is read.
+        """
+        kept = self._series.get(series)
+        if self._following and kept is not None and sop in kept[2] and kept[2][sop].object.study_uid == study:
+            return kept[2][sop]
         places = self.series(study, series)
         if sop not in places:
             checked(sop)
@@ -104,7 +116,7 @@ class Held:
         version, found = self._known[0] if self._known else -1, dict[Key, dict[str, Any]]()
         for series in dict.fromkeys(known.values()):
             paths = {path for (path, _, _), uid in known.items() if uid == series}
-            rows = self._rows.read(series, paths, list(dict.fromkeys([*_KEY, *columns])), version=version).sort_by("ingested_at")
+            rows = self._rows.read(series, paths, [*_KEY, *columns], version=version).sort_by("ingested_at")
             times = rows["modificationTime"].cast("int64").to_pylist()
             keys = zip(rows["path"].to_pylist(), times, rows["length"].to_pylist(), range(len(rows)), strict=True)
             chosen = {key: row for *parts, row in keys if (key := (parts[0], parts[1], parts[2])) in known}

@@ -7,10 +7,11 @@ from struct import unpack_from
 from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from catalog.dicomweb import _files
-from catalog.dicomweb._accept import EXPLICIT, accepted, boundary, media_type
+from catalog.dicomweb._accept import EXPLICIT, accepted, asked_for, boundary, media_type
 from catalog.dicomweb._held import Held, Place
 from catalog.dicomweb._problem import Refused
 
@@ -78,6 +79,8 @@ class Frames:
         place = self.held.place(*uids) if self.held.has(asked["series"]) else await run_in_threadpool(self.held.place, *uids)
         numbers = _numbers(asked["frames"], place)
         accept = headers.get(b"accept", b"").decode("latin-1")
+        if b"accept=" in scope["query_string"]:
+            accept = asked_for(Request(scope))
         offer = chosen(accept, place.object.syntax, len(numbers) == 1)
         told = f'{_files.tag(place.object)[:-1]}-{_digest(offer)}"'
         if told.encode() in headers.get(b"if-none-match", b""):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import orjson
 from starlette.concurrency import run_in_threadpool
@@ -10,14 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from catalog.dicomweb._accept import json_type
+from catalog.dicomweb._accept import asked_for, json_type
 from catalog.dicomweb._held import Held, checked
 from catalog.dicomweb._links import instance, root
 from catalog.dicomweb._problem import Refused
 from catalog.index import ATTRIBUTES, Level
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["MOST", "attributes", "routes"]
 
@@ -26,7 +23,7 @@ MOST = 50_000
 
 _LEVELS: tuple[Level, ...] = ("studies", "series", "instances")
 _UIDS = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
-_CONTROLS = ("includefield", "limit", "offset", "fuzzymatching")
+_CONTROLS = ("includefield", "limit", "offset", "fuzzymatching", "accept")
 
 
 def routes(held: Held) -> list[Route]:
@@ -55,7 +52,7 @@ class _Search:
 
     async def answer(self, level: Level, request: Request) -> Response:
         """Match, count off, and tell."""
-        kind = json_type(request.headers.get("accept", ""))
+        kind = json_type(asked_for(request))
         asked = _Asked(level, request.path_params, request.query_params.multi_items())
         body = await run_in_threadpool(self._found, asked, root(request))
         return Response(body, headers=asked.warnings(), media_type=kind)
@@ -96,7 +93,7 @@ class _Asked:
                     raise Refused(400, "neither true nor false", about=f"fuzzymatching={values[-1][:64]}")
                 if values[-1].lower() == "true":
                     self.warned.append("fuzzymatching is not supported: the match was literal")
-            else:
+            elif name != "accept":
                 self.match[name] = _one(name, values)
         for part, uid in path.items():
             name = _UIDS[part]
