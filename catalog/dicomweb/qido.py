@@ -1,6 +1,6 @@
 """QIDO-RS (PS3.18 §10.6): searches for studies, series and instances, answered from the query index."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, cast
 
@@ -68,7 +68,7 @@ class _Search:
             rows = search(asked.match, include=asked.include, limit=limit, offset=asked.offset)
         if len(rows) > MOST:
             asked.warned.append(f"only the first {MOST} are here: ask for more with limit and offset")
-        return b"[%b]" % b",".join(orjson.dumps(_row(row, base), option=orjson.OPT_SORT_KEYS) for row in rows[:MOST])
+        return b"[%b]" % b",".join(_told(rows[:MOST], base))
 
 
 class _Asked:
@@ -153,6 +153,35 @@ def _one(name: str, values: Sequence[str]) -> str:
     return ",".join(values)
 
 
+def _told(rows: Sequence[dict[str, Any]], base: str) -> Iterator[bytes]:
+    """Each answer as DICOM JSON (PS3.18 §F), its attributes in the order of their tags."""
+    columns = sorted((*(rows[0] if rows else ()), *_ALWAYS, "RetrieveURL"), key=lambda keyword: _element(keyword)[0])
+    for row in rows:
+        uids = (str(row.get(name) or "") for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
+        row |= {**_ALWAYS, "RetrieveURL": base + instance(*uids)}
+        if "ModalitiesInStudy" in row:
+            row["ModalitiesInStudy"] = tuple(row["ModalitiesInStudy"])
+        yield b"{%b}" % b",".join(
+            [_attribute(name, row[name]) if name in _UNLIKE else _remembered(name, row[name]) for name in columns]
+        )
+
+
+_ALWAYS = {"SpecificCharacterSet": "ISO_IR 192", "InstanceAvailability": "ONLINE"}
+_UNLIKE = ("SOPInstanceUID", "RetrieveURL")  # no two answers have the same
+
+
+def _attribute(keyword: str, value: Any) -> bytes:
+    tag, vr = _element(keyword)
+    if value is None or value == ():
+        return f'"{tag}":{{"vr":"{vr}"}}'.encode()
+    values = value if isinstance(value, tuple) else ({"Alphabetic": value},) if vr == "PN" else (value,)
+    return b'"%b":%b' % (tag.encode(), orjson.dumps({"vr": vr, "Value": values}))
+
+
+_remembered = lru_cache(maxsize=8192)(_attribute)
+"""Answers have much in common: the instances of a series all that is told of the series and the study."""
+
+
 @lru_cache(maxsize=256)
 def _element(keyword: str) -> tuple[str, str]:
     """(tag as in DICOM JSON, VR)."""
@@ -161,20 +190,4 @@ def _element(keyword: str) -> tuple[str, str]:
     if keyword == "TransferSyntaxUID":
         return "00083002", "UI"  # Available Transfer Syntax UID: group 2 is no part of an answer
     tag = cast(int, tag_for_keyword(keyword))
-    return f"{tag:08X}", dictionary_VR(tag)
-
-
-def _row(row: Mapping[str, Any], base: str) -> dict[str, Any]:
-    """The attributes of an answer as DICOM JSON (PS3.18 §F)."""
-    found: dict[str, Any] = {"00080005": {"vr": "CS", "Value": ["ISO_IR 192"]}, "00080056": {"vr": "CS", "Value": ["ONLINE"]}}
-    for keyword, value in row.items():
-        tag, vr = _element(keyword)
-        if value is None or value == []:
-            found[tag] = {"vr": vr}
-        elif vr == "PN":
-            found[tag] = {"vr": vr, "Value": [{"Alphabetic": value}]}
-        else:
-            found[tag] = {"vr": vr, "Value": value if isinstance(value, list) else [value]}
-    uids = (str(row.get(name) or "") for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
-    found["00081190"] = {"vr": "UR", "Value": [base + instance(*uids)]}
-    return found
+    return f"{tag:08X}", str(dictionary_VR(tag))
