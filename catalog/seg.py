@@ -131,7 +131,7 @@ def segments(seg: "hd.seg.Segmentation") -> list[Outlined]:
     for number in seg.segment_numbers:
         segment = seg.get_segment_description(number)
         code = segment.segmented_property_type
-        plain = not segment.get("SegmentedPropertyTypeModifierCodeSequence") and not code.get("ModifierCodeSequence")
+        plain = not any("SegmentedPropertyTypeModifierCodeSequence" in said for said in (code, segment))
         told = (str(code.scheme_designator), str(code.value)) if plain else ()
         found.append(Outlined(int(number), str(segment.segment_label), told))
     return [one for one in found if one.number]

@@ -40,7 +40,13 @@ def test_a_label_is_measured(stored: Stored, labels: LabelSet) -> None:
     assert values["volume"] == pytest.approx(inside.size * np.prod(like.spacing) / 1000)
     assert values["diameter"] == pytest.approx(np.linalg.norm(np.array([2, 3, 4]) * like.spacing))
     assert values["in_plane_diameter"] == pytest.approx(np.linalg.norm(np.array([3, 4]) * like.spacing[1:]))
-    expected = {"mean": inside.mean(), "std": inside.std(), "min": inside.min(), "max": inside.max(), "median": np.median(inside)}
+    expected = {
+        "mean": inside.mean(),
+        "std": inside.std(),
+        "min": inside.min(),
+        "max": inside.max(),
+        "median": np.median(inside),
+    }
     expected |= {"p10": np.percentile(inside, 10), "p90": np.percentile(inside, 90)}
     assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     assert len(values) == 10
