@@ -166,7 +166,8 @@ def _combined(seg: "hd.seg.Segmentation", values: Mapping[int, int], about: str)
     numbers = list(values)
     alone = len(numbers) == 1
     try:
-        stored = seg.get_volume(combine_segments=True, segment_numbers=numbers, dtype=np.uint16, skip_overlap_checks=alone)
+        dtype = np.uint8 if max(numbers) < 256 else np.uint16
+        stored = seg.get_volume(combine_segments=True, segment_numbers=numbers, dtype=dtype, skip_overlap_checks=alone)
     except RuntimeError:  # two of them overlap, or it cannot be read at all
         return _one_by_one(seg, values, 1, about)
     lookup = np.zeros(max(numbers) + 1, np.uint8)
