@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from catalog import Archive, Project
 from voxloop.cli import app
+from voxloop.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,6 +28,12 @@ COMMANDS = _names(app)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
         assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_every_setting_is_told() -> None:
+    told = set(re.findall(r"`VOXLOOP_([A-Z_]+)`", (ROOT / "docs/serve.md").read_text()))
+    settings = {name.upper() for name in Settings.model_fields}
+    assert told - {"VIEWER_ARCHIVE"} == settings  # that one is scripts/viewer's
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

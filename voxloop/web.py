@@ -25,6 +25,7 @@ from voxloop import login
 from voxloop import uploads as uploading
 from voxloop.access import Access, Rules
 from voxloop.processes import bound
+from voxloop.protocol import BoundedProtocol
 from voxloop.proxy import Proxy
 from voxloop.settings import Settings, read
 from voxloop.viewer import Modules, Viewer, installed
@@ -114,7 +115,7 @@ def serve(settings: Settings, listening: socket.socket, app: Starlette) -> None:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         log_level="warning",
         access_log=False,

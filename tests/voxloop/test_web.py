@@ -1,6 +1,7 @@
 """The web server as a browser, another client, and somebody who means harm meet it: a real one, in a process of its own."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import socket
@@ -509,6 +510,19 @@ def test_who_does_not_read_or_does_not_write_keeps_nobody_waiting(web: Any) -> N
 def test_what_is_no_request_is_answered_so(web: Any, request_: bytes) -> None:
     answer = raw(web.port, request_)
     assert answer == b"" or 400 <= status(answer) < 500
+    assert web.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\nX: a\r\n"])
+def test_a_head_without_end_is_cut_off(web: Any, begin: bytes) -> None:
+    sent, more = 0, b"X: aaaa\r\n" * 1000 if begin.endswith(b"\n") else b"a" * 10_000
+    with socket.create_connection(("127.0.0.1", web.port), timeout=20) as connection:
+        connection.sendall(begin)
+        with contextlib.suppress(ConnectionError):
+            while sent < 50_000_000:
+                connection.sendall(more)
+                sent += len(more)
+    assert sent < 10_000_000  # what the sockets' buffers take
     assert web.get("/healthz").status_code == 200
 
 
