@@ -18,7 +18,7 @@ _Condition = sa.ColumnElement[bool]
 _DATE = re.compile(r"(\d{8})?(-)?(\d{8})?")
 _CLOCK = r"(\d\d(?:\d\d(?:\d\d(?:\.\d{1,6})?)?)?)?"
 _TIME = re.compile(f"{_CLOCK}(-)?{_CLOCK}")
-_LONGEST_VALUE = 1024
+_LONGEST_VALUE = 4096
 _MOST_UIDS = 10_000
 """What databases take in one condition."""
 
