@@ -84,6 +84,8 @@ class Viewer(StaticFiles):
         headers = {"Cache-Control": FOR_EVER if _HASHED.search(path.name) else "no-cache", "Vary": "Accept-Encoding"}
         if path == self.index:
             headers["Content-Security-Policy"] = policy({"script-src": _scripts(path.read_text())})
+        elif path.suffix in (".js", ".mjs"):  # heeded where the file is a worker: the codecs (JPEG-LS) make functions there
+            headers["Content-Security-Policy"] = policy({"script-src": "'unsafe-eval'"})
         shorter = path.with_name(path.name + ".gz")
         if "gzip" in Headers(scope=scope).get("accept-encoding", "") and shorter.is_file():
             headers["Content-Encoding"] = "gzip"
