@@ -76,27 +76,27 @@ class Pool:
         with self._lock:
             skip = {*skip, *self._open(project, author)}
             if strategy == REFERENCE:
-                offers = [_Chosen(uid, None, f"its patient is of the {roles[uid]}") for uid in reference if uid not in skip]
+                order = [_Chosen(uid, None, f"its patient is of the {roles[uid]}") for uid in reference]
             else:
-                strategy, offers = self._chosen(project, strategy, [uid for uid in train if uid not in skip])
-            if not offers:
+                strategy, order = self._ordered(project, strategy, train)
+            chosen = next((choice for choice in order if choice.series not in skip), None)
+            if chosen is None:
                 return None, left
-            chosen = offers[0]
             self._offered[project.key, chosen.series] = (author, time.monotonic())
         case = next(case for case in project.cases(self._archive) if case.series_uid == chosen.series)
         return Offer(chosen.series, case.study_uid, case.patient_id, strategy, chosen.reason, chosen.score), left
 
-    def _chosen(self, project: Project, strategy: str, pool: list[str]) -> tuple[str, list["_Chosen"]]:
+    def _ordered(self, project: Project, strategy: str, pool: list[str]) -> tuple[str, list["_Chosen"]]:
         entropy = self._entropy(project)
         strategy = strategy or ("entropy" if any(uid in entropy for uid in pool) else "random")
         table = pa.table({"series_uid": pool, "entropy": pa.array([entropy.get(uid) for uid in pool], pa.float64())})
         seed = int.from_bytes(hashlib.sha256(project.split.seed.encode()).digest()[:4], "big")
-        offers = []
-        for choice in STRATEGIES[strategy].choose(table, 1, seed=seed):
+        order = []
+        for choice in STRATEGIES[strategy].choose(table, len(pool), seed=seed):
             score = entropy.get(choice.series_uid)
             reason = _UNSCORED if strategy == "entropy" and score is None else choice.reason
-            offers.append(_Chosen(choice.series_uid, score, reason))
-        return strategy, offers
+            order.append(_Chosen(choice.series_uid, score, reason))
+        return strategy, order
 
     def _entropy(self, project: Project) -> dict[str, float]:
         """Series → predictive entropy, by the model version that scored last."""

@@ -1,0 +1,448 @@
+"""A reader in a real Chromium: OHIF's stock build, our plugin, and the whole web server on a synthetic cohort.
+
+What is drawn by mouse is compared, voxel for voxel, with what highdicom reads from the SEG that was stored.
+"""
+
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import highdicom as hd
+import numpy as np
+import pyarrow as pa
+import pydicom
+import pytest
+import uvicorn
+
+from catalog import Archive, Project, Split, freeze, seg, submit
+from catalog.labels import Submission, history
+from catalog.schemas import PREDICTIONS
+from experiments import synthetic
+from voxloop import web
+from voxloop.access import Rules
+from voxloop.settings import Settings, read
+from voxloop.viewer import installed
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+pytestmark = pytest.mark.slow
+
+WAIT = 60_000  # ms: a busy machine draws slowly
+REAL = Path("/work/shared/data/acrin_nsclc_petct_seg")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BUILD = installed(read().viewer_folder)
+
+if CHROMIUM is None:
+    pytest.skip("no Chromium on this machine (Debian: chromium)", allow_module_level=True)
+if not (BUILD / "index.html").is_file():
+    pytest.skip("the viewer was not fetched (make viewer)", allow_module_level=True)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What runs: the web server at ``url`` on ``archive``."""
+
+    url: str
+    archive: Archive
+    project: Project
+    endpoint: Any
+
+    def study(self, series: str) -> str:
+        """The study of a series."""
+        self.archive.index.follow(self.archive.objects)
+        return str(self.archive.index.instances({"SeriesInstanceUID": series})[0]["StudyInstanceUID"])
+
+
+@pytest.fixture(scope="module")
+def site(clinic: Any, lasting_endpoint: tuple[str, Any]) -> Iterator[Site]:
+    """The real application, as `voxloop up` serves it, for a project of its own."""
+    url, handler = lasting_endpoint
+    project = replace(clinic.project, key="viewed")
+    yield from _served(clinic.archive, project, url, handler)
+
+
+def _served(archive: Archive, project: Project, endpoint: str, handler: Any) -> Iterator[Site]:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        settings = Settings(home=archive.home, viewer_folder=str(BUILD), tracking_uri="")
+        app = web.application(settings, Rules.of(settings, "127.0.0.1", port), [project], endpoint=endpoint)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        yield Site(f"http://127.0.0.1:{port}", archive, project, handler)
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--no-first-run", "--disable-background-networking"]
+    drawing = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # WebGL without a GPU
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*quiet, *drawing])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: "Browser") -> "Iterator[Page]":
+    """A page of its own context; an error that nobody caught fails the test."""
+    context = browser.new_context(viewport={"width": 1500, "height": 1100})
+    context.set_default_timeout(WAIT)
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert errors == []
+
+
+def panel(page: "Page") -> "Locator":
+    return page.locator("voxloop-panel")
+
+
+def press(page: "Page", name: str) -> None:
+    panel(page).get_by_role("button", name=name, exact=True).click()
+
+
+def said(page: "Page", text: str) -> None:
+    """Wait until the panel says so."""
+    panel(page).get_by_text(text).first.wait_for()
+
+
+def opened(page: "Page", site: Site, series: str, more: str = "") -> None:
+    """The series in mode Label, its picture drawn and the panel ready."""
+    page.goto(f"{site.url}/label?StudyInstanceUIDs={site.study(series)}{more}")
+    ready(page)
+
+
+def ready(page: "Page") -> None:
+    panel(page).get_by_label("Reader").fill("Ada")
+    page.wait_for_function("cornerstone.getRenderingEngines()[0]?.getViewports()[0]?.getImageIds?.().length > 0")
+    panel(page).get_by_role("button", name="Start an empty label").and_(page.locator(":enabled")).wait_for()
+
+
+def brush(page: "Page", *, down: int = 0) -> None:
+    """A stroke by mouse through the middle of the picture, ``down`` pixels lower."""
+    page.locator('[data-cy="Brush"]').first.click()
+    page.wait_for_function(
+        "cornerstoneTools.ToolGroupManager.getAllToolGroups().some(g => /Brush|Circular/.test(g.getActivePrimaryMouseButtonTool() ?? ''))"
+    )
+    box = page.locator("canvas").first.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2 + down
+    page.mouse.move(x - 100, y)
+    page.mouse.down()
+    for step in range(12):
+        page.mouse.move(x - 100 + 15 * step, y)
+    page.mouse.up()
+
+
+DRAWN = """() => {
+  const [{ viewportId }] = [services.viewportGridService.getState()].map(s => ({ viewportId: s.activeViewportId }));
+  const { segmentationId } = services.segmentationService.getActiveSegmentation(viewportId);
+  const found = {};
+  for (const id of cornerstoneTools.segmentation.state.getSegmentation(segmentationId).representationData.Labelmap.imageIds) {
+    const image = cornerstone.cache.getImage(id);
+    const sop = cornerstone.metaData.get('instance', image.referencedImageId).SOPInstanceUID;
+    found[sop] = Array.from(image.voxelManager.getScalarData());
+  }
+  return found;
+}"""
+
+
+def drawn(page: "Page", archive: Archive, series: str) -> np.ndarray:
+    """The voxels that the browser holds, uint8 on the series' grid, as cornerstone itself names the slices."""
+    slices = page.evaluate(DRAWN)
+    sources = archive.sources(series)
+    assert set(slices) == {source.SOPInstanceUID for source in sources}
+    return np.array([np.reshape(slices[s.SOPInstanceUID], (s.Rows, s.Columns)) for s in sources], np.uint8)
+
+
+def stored(site: Site, series: str) -> tuple[np.ndarray, Path]:
+    """The latest label as highdicom reads it slice by slice, and its file."""
+    latest = history(site.archive, site.project.key, series)[0]
+    path = Path(site.archive.index.instance(latest.seg_uid).path)
+    uids = [source.SOPInstanceUID for source in site.archive.sources(series)]
+    read = hd.seg.segread(path)
+    array = read.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
+    return array.astype(np.uint8), path
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return float(2 * np.count_nonzero((a == b) & (a > 0)) / (np.count_nonzero(a) + np.count_nonzero(b)))
+
+
+def valid(path: Path) -> list[str]:
+    """What dciodvfy finds wrong."""
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("no dciodvfy on this machine (Debian: dicom3tools)")
+    told = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+    return [line for line in (told.stdout + told.stderr).splitlines() if line.startswith("Error")]
+
+
+def of_training(site: Site, place: int) -> str:
+    return sorted(uid for uid, role in freeze(site.archive, site.project).items() if role == "train")[place]
+
+
+def test_what_is_drawn_by_mouse_is_stored_and_comes_back_voxel_for_voxel(page: "Page", site: Site) -> None:
+    series = of_training(site, 0)
+    study = site.study(series)
+    page.goto(site.url)
+    page.locator(f'[data-cy="studyRow-{study}"]').first.click()
+    page.locator(f'[data-cy="mode-label-{study}"]').click()
+    ready(page)
+    said(page, "This series has no label yet.")
+    press(page, "Start an empty label")
+    said(page, "choose a structure above")
+    assert panel(page).get_by_role("radio", name="not annotated").first.is_checked()
+    brush(page)
+    panel(page).locator("input[value=present]:checked").wait_for()
+    panel(page).get_by_role("radio", name="absent").nth(1).check()
+    press(page, "Submit label")
+    said(page, "Submitted in")
+    made = drawn(page, site.archive, series)
+    assert np.count_nonzero(made == 1) > 50
+    kept, path = stored(site, series)
+    assert dice(made, kept) == 1.0
+    assert (made == kept).all()
+    assert valid(path) == []
+    latest = history(site.archive, site.project.key, series)[0]
+    assert latest.states == {"liver": "present", "spleen": "absent"}
+    assert (latest.author, latest.parent) == ("Ada", None)
+    assert 0 < latest.seconds < 120
+
+    page.reload()
+    ready(page)
+    assert panel(page).get_by_label("Reader").input_value() == "Ada", "the name is remembered"
+    press(
+        page, f"Load the label of Ada of {panel(page).locator('li button').first.get_attribute('aria-label').split(' of ')[-1]}"
+    )
+    said(page, "Loaded the label of Ada")
+    assert (drawn(page, site.archive, series) == made).all()
+    assert panel(page).get_by_role("radio", name="absent").nth(1).is_checked()
+    brush(page, down=60)
+    page.wait_for_function(
+        "before => Object.values((" + DRAWN + ")()).flat().filter(Boolean).length > before", arg=int((made > 0).sum())
+    )
+    press(page, "Submit label")
+    said(page, "Submitted in")
+    second, first = history(site.archive, site.project.key, series)
+    assert (second.parent, second.label_id != first.label_id) == (first.label_id, True)
+    assert (drawn(page, site.archive, series) == stored(site, series)[0]).all()
+
+
+def test_a_suggestion_is_shown_on_its_slices_and_what_was_changed_is_counted(page: "Page", site: Site, clinic: Any) -> None:
+    series = of_training(site, 1)
+    opened(page, site, series)
+    press(page, "Auto-segment")
+    said(page, "Suggested by phantoms version 3")
+    truth = seg.decode(clinic.truth[series], site.archive.geometry(series), synthetic.LABEL_SET).array
+    assert (drawn(page, site.archive, series) == truth).all()
+    assert panel(page).locator("input[value=present]:checked").count() == 2
+    press(page, "Submit label")
+    said(page, "Submitted in")
+    untouched = history(site.archive, site.project.key, series)[0]
+    assert (untouched.suggested_by, untouched.voxels_changed, untouched.added_path_length) == ("phantoms/3", 0, 0)
+
+    press(page, "Auto-segment")
+    said(page, "Suggested by phantoms version 3")
+    brush(page)
+    page.wait_for_function(
+        "before => Object.values((" + DRAWN + ")()).flat().filter(Boolean).length > before", arg=int((truth > 0).sum())
+    )
+    press(page, "Submit label")
+    said(page, "voxels of contour added")
+    changed = history(site.archive, site.project.key, series)[0]
+    made = drawn(page, site.archive, series)
+    assert (made == stored(site, series)[0]).all()
+    assert changed.voxels_changed == np.count_nonzero(made != truth) > 0
+    assert changed.added_path_length > 0
+
+
+def test_what_the_model_cannot_do_is_said_with_the_remedy(page: "Page", site: Site) -> None:
+    opened(page, site, of_training(site, 2))
+    site.endpoint.refuse = "the series is too short"
+    try:
+        press(page, "Auto-segment")
+        told = panel(page).get_by_role("alert")
+        told.wait_for()
+        assert "the series is too short" in told.inner_text()
+    finally:
+        site.endpoint.refuse = ""
+
+
+def test_a_refused_label_leaves_the_drawing_and_says_why(page: "Page", site: Site) -> None:
+    series = of_training(site, 2)
+    opened(page, site, series)
+    press(page, "Start an empty label")
+    brush(page)
+    panel(page).locator("input[value=present]:checked").wait_for()
+    page.evaluate("""() => {
+      const { activeViewportId } = services.viewportGridService.getState();
+      const { segmentationId } = services.segmentationService.getActiveSegmentation(activeViewportId);
+      services.segmentationService.setSegmentLabel(segmentationId, 1, 'Tumour');
+    }""")
+    before = drawn(page, site.archive, series)
+    press(page, "Submit label")
+    told = panel(page).get_by_role("alert")
+    told.wait_for()
+    assert "'Tumour' has voxels and is no structure of phantom abdomen" in told.inner_text()
+    assert "name the segment as one of liver, spleen" in told.inner_text()
+    assert (drawn(page, site.archive, series) == before).all()
+    assert history(site.archive, site.project.key, series) == []
+
+    url = page.url
+    press(page, "Next sample")
+    said(page, "Your drawing is not submitted")
+    assert page.url == url
+
+
+def test_the_next_sample_opens_without_a_reload(page: "Page", site: Site) -> None:
+    opened(page, site, of_training(site, 2))
+    page.evaluate("window.kept = true")
+    labelled = {
+        row.series_uid for uid in freeze(site.archive, site.project) for row in history(site.archive, site.project.key, uid)
+    }
+    seen = set()
+    for _ in range(2):
+        url = page.url
+        press(page, "Next sample")
+        page.wait_for_function("url => location.href !== url", arg=url)
+        ready(page)
+        said(page, "drawn at random")
+        seen.add(re.findall(r"StudyInstanceUIDs=([\d.]+)", page.url)[0])
+        page.wait_for_function(
+            "study => services.displaySetService.getActiveDisplaySets().every(set => set.StudyInstanceUID === study)",
+            arg=re.findall(r"StudyInstanceUIDs=([\d.]+)", page.url)[0],
+        )
+    assert page.evaluate("window.kept")
+    assert len(seen) == 2
+    assert not seen & {site.study(series) for series in labelled}
+
+
+def test_measurements_become_a_report_that_is_valid(page: "Page", site: Site) -> None:
+    series = of_training(site, 3)
+    opened(page, site, series)
+    press(page, "Submit measurements")
+    said(page, "Nothing is measured")
+    page.evaluate("commandsManager.runCommand('setToolActiveToolbar', { toolName: 'Length', toolGroupIds: ['default'] })")
+    box = page.locator("canvas").first.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 80, y)
+    page.mouse.down()
+    for step in range(8):
+        page.mouse.move(x - 80 + 20 * step, y + 5 * step)
+    page.mouse.up()
+    page.wait_for_function("services.measurementService.getMeasurements().some(one => one.displayText?.primary?.length)")
+    press(page, "Submit measurements")
+    said(page, "1 measurement stored")
+    site.archive.index.follow(site.archive.objects)
+    (report,) = site.archive.index.instances({"StudyInstanceUID": site.study(series), "Modality": "SR"})
+    path = Path(site.archive.index.instance(report["SOPInstanceUID"]).path)
+    assert valid(path) == []
+    values = [item for item in pydicom.dcmread(path).iterall() if item.keyword == "NumericValue"]
+    assert any(float(item.value) > 10 for item in values)
+
+
+def test_label_and_prediction_stand_side_by_side_from_a_link(page: "Page", site: Site, clinic: Any) -> None:
+    series = of_training(site, 4)
+    grid = site.archive.geometry(series)
+    truth = seg.decode(clinic.truth[series], grid, synthetic.LABEL_SET)
+    liver = truth.with_array(np.where(truth.array == 1, 1, 0).astype(np.uint8))
+    states = {"liver": "present", "spleen": "not_annotated"}
+    submit(site.archive, site.project.key, synthetic.LABEL_SET, Submission(series, liver, states, "Grace"))
+    predict(site, series, truth)
+    opened(page, site, series, f"&compare={series}")
+    said(page, "Left: label of Grace. Right: prediction of phantoms version 7.")
+    shown = page.evaluate("""() => [...services.viewportGridService.getState().viewports.keys()].map(id =>
+      services.segmentationService.getSegmentationRepresentations(id).map(one => one.label))""")
+    assert shown == [["Label of Grace"], ["Prediction of phantoms/7"]]
+
+
+def predict(site: Site, series: str, mask: hd.Volume) -> None:
+    """What batch inference leaves: a SEG, then its row."""
+    uid = str(hd.UID())
+    told = {"sop_uid": uid, "series_uid": hd.UID(), "description": "prediction", "author": ""}
+    algorithm = seg.Algorithm(site.project.model, "7")
+    made = seg.encode(mask, site.archive.sources(series), synthetic.LABEL_SET, algorithm=algorithm, **told)
+    site.archive.store([made], folder="predictions", writer=f"test/{uuid.uuid4()}")
+    row = dict.fromkeys(PREDICTIONS.names) | {
+        "sop_uid": uid,
+        "project": site.project.key,
+        "series_uid": series,
+        "model_name": site.project.model,
+        "model_version": "7",
+        "created_at": datetime.now(UTC),
+    }
+    site.archive.predictions.append(pa.Table.from_pylist([row], schema=PREDICTIONS), writer=f"test/{uid}", batch=0)
+
+
+def test_the_panel_is_worked_by_keyboard_and_keeps_its_focus(page: "Page", site: Site) -> None:
+    series = of_training(site, 5)
+    opened(page, site, series)
+    panel(page).get_by_label("Reader").focus()
+    order = []
+    for _ in range(5):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.querySelector('voxloop-panel').shadowRoot.activeElement?.dataset.key"))
+    assert order[:4] == ["strategy", "next", "suggest", "empty"]
+    panel(page).get_by_role("button", name="Start an empty label").focus()
+    page.keyboard.press("Enter")
+    said(page, "An empty label")
+    assert page.evaluate("document.querySelector('voxloop-panel').shadowRoot.activeElement.dataset.key") == "empty"
+    panel(page).get_by_role("radio", name="not annotated").first.focus()
+    page.keyboard.press("ArrowLeft")
+    assert panel(page).get_by_role("radio", name="absent").first.is_checked()
+
+
+@pytest.mark.parametrize("module", ["extension.js", "label.js", "mode.js"])
+def test_a_broken_plugin_leaves_a_viewer_that_says_so(page: "Page", site: Site, module: str) -> None:
+    page.route(f"**/plugins/{module}", lambda route: route.fulfill(body="syntax error (", content_type="text/javascript"))
+    series = of_training(site, 5)
+    page.goto(f"{site.url}/label?StudyInstanceUIDs={site.study(series)}")
+    page.wait_for_function("cornerstone.getRenderingEngines()[0]?.getViewports()[0]?.getImageIds?.().length > 0")
+    if module == "mode.js":
+        assert page.locator("canvas").count() >= 1
+        return
+    page.get_by_text("The Active learning panel could not be loaded").wait_for()
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL.name} on this machine")
+def test_real_images_in_jpeg_ls_with_segmentations_that_exist(page: "Page", tmp_path: Path) -> None:
+    archive = Archive(tmp_path / "home")
+    for folder in ("PT_PET-AC_61081015", "SEG_PT-Segmentation_7.504365"):
+        files = [pydicom.dcmread(path) for path in sorted((REAL / folder).rglob("*.dcm"))]
+        archive.store(files, folder="images", writer=f"test/{folder}")
+    cohort = "select SeriesInstanceUID, StudyInstanceUID, PatientID from series where Modality = 'PT'"
+    project = Project("pet", cohort, synthetic.LABEL_SET, {}, Split(0.1, 0.3, "test"), "pet", 0.02)
+    archive.index.follow(archive.objects)
+    (series,) = {row["SeriesInstanceUID"] for row in archive.index.instances({"Modality": "PT"})}
+    for site in _served(archive, project, "", None):
+        opened(page, site, series)
+        page.get_by_text("SEG", exact=True).first.wait_for()
+        press(page, "Start an empty label")
+        said(page, "choose a structure above")
+        brush(page)
+        panel(page).locator("input[value=present]:checked").wait_for()
+        press(page, "Submit label")
+        said(page, "Submitted in")
+        made = drawn(page, archive, series)
+        kept, path = stored(site, series)
+        assert np.count_nonzero(made) > 0
+        assert (made == kept).all()
+        assert valid(path) == []
+        page.screenshot(path="/tmp/dev/real.png")
