@@ -82,7 +82,8 @@ def _recorded(browser: "Browser", address: str, path: str) -> list[Answer]:
     asked: dict[str, dict[str, str]] = {}
 
     def noted(request: "Request") -> None:
-        asked.setdefault(urlsplit(request.url).path + _query(request.url), request.headers)
+        told = {"accept": "text/html"} if request.is_navigation_request() else request.headers
+        asked.setdefault(urlsplit(request.url).path + _query(request.url), told)
 
     def watch(page: "Page") -> None:
         page.on("request", noted)
@@ -94,8 +95,6 @@ def _recorded(browser: "Browser", address: str, path: str) -> list[Answer]:
     with httpx.Client(base_url=address, timeout=60) as client:
         for url, headers in asked.items():
             accept = {"Accept": headers.get("accept", "*/*"), "Accept-Encoding": "gzip"}
-            if "text/html" in accept["Accept"]:
-                accept |= {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
             with client.stream("GET", url, headers=accept) as reply:
                 if reply.status_code == 200:
                     body = b"".join(reply.iter_raw())

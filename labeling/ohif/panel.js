@@ -204,6 +204,8 @@ function told() {
 export class ActiveLearning extends HTMLElement {
   connectedCallback() {
     this.root ??= this.attachShadow({ mode: 'open' });
+    // What is typed here is no shortcut of the viewer's, which would take Enter away and act upon letters.
+    for (const kind of ['keydown', 'keypress', 'keyup']) this.addEventListener(kind, event => event.stopPropagation());
     this.stop = onChange(() => this.draw());
     this.ticking = setInterval(() => this.tick(), 500);
     this.draw();
