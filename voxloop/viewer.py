@@ -26,8 +26,8 @@ MISSING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Voxloop
 """
 
 EVAL = "'unsafe-eval'"
-"""The build makes functions of text: its codecs (JPEG-LS, JPEG 2000) in workers, which live by the policy of their own file, and
-what reads a segmentation in the page."""
+"""The build makes functions of text: its codecs (JPEG-LS, JPEG 2000) in workers, which live by the policy of their own file,
+and what reads a segmentation in the page."""
 
 FOR_EVER = "public, max-age=31536000, immutable"
 _HASHED = re.compile(r"[.-][0-9a-f]{16,}\.|^[0-9a-f]{20}\.")
