@@ -18,6 +18,10 @@ _Condition = sa.ColumnElement[bool]
 _DATE = re.compile(r"(\d{8})?(-)?(\d{8})?")
 _CLOCK = r"(\d\d(?:\d\d(?:\d\d(?:\.\d{1,6})?)?)?)?"
 _TIME = re.compile(f"{_CLOCK}(-)?{_CLOCK}")
+_LONGEST_VALUE = 4096
+_MOST_UIDS = 10_000
+"""What databases take in one condition."""
+
 _OF_STUDY = SERIES.alias()
 _NAMES = sa.table("index_names", sa.column("rowid"))
 
@@ -30,6 +34,8 @@ def condition(name: str, column: _Column, value: str, *, sqlite: bool) -> _Condi
     value = value.replace("\0", "").encode("utf-8", "replace").decode("utf-8").strip(" ")
     if not value.strip("*"):
         return None
+    if len(value) > _LONGEST_VALUE and _vr(name) != "UI":
+        raise CatalogError("too long to be matched", about=name, remedy=f"give {_LONGEST_VALUE} characters at most")
     if name == "ModalitiesInStudy":
         of_study = _OF_STUDY.c.StudyInstanceUID == STUDIES.c.StudyInstanceUID
         return sa.exists().where(of_study, _text(name, _OF_STUDY.c.Modality, value))
@@ -62,7 +68,7 @@ def _text(_: str, column: _Column, value: str) -> _Condition:
 
 def _person(name: str, value: str, sqlite: bool) -> _Condition:
     """Without regard to case; of ``alphabetic=ideographic=phonetic`` any group may be the name that the index holds."""
-    patterns = [folded(group, pattern=True) for group in value.split("=") if group]
+    patterns = [folded(group, pattern=True) for group in value.split("=", 3)[:3] if group]
     return sa.or_(*(_folded(name, pattern, sqlite) for pattern in patterns)) if patterns else sa.false()
 
 
@@ -80,8 +86,10 @@ def _folded(name: str, pattern: str, sqlite: bool) -> _Condition:
 def _uid(name: str, column: _Column, value: str) -> _Condition:
     """One of a list, by comma (PS3.18 §8.3.4.1) or backslash (§C.2.2.2.2)."""
     uids = [uid.strip(" ")[:LONGEST] for uid in re.split(r"[,\\]", value)]
+    if len(uids) > _MOST_UIDS:
+        raise CatalogError("too many UIDs", about=name, remedy=f"give {_MOST_UIDS} at most")
     if "*" in value or "?" in value:
-        raise CatalogError("a UID is matched without wildcards", about=f"{name}={value}", remedy="give UIDs, by comma")
+        raise CatalogError("a UID is matched without wildcards", about=f"{name}={value[:64]}", remedy="give UIDs, by comma")
     return column.in_([uid for uid in uids if uid])
 
 
@@ -100,7 +108,9 @@ def _range(form: "re.Pattern[str]", said: str, name: str, column: _Column, value
     first, dash, last = found.groups() if found else (None, None, None)
     if not (first or last) or (last and not dash):
         remedy = f"give one as {said}, or a range: FROM-TO, FROM-, -TO"
-        raise CatalogError(f"not a {'date' if form is _DATE else 'time'} to match by", about=f"{name}={value}", remedy=remedy)
+        raise CatalogError(
+            f"not a {'date' if form is _DATE else 'time'} to match by", about=f"{name}={value[:64]}", remedy=remedy
+        )
     last = last if dash else first
     if first and form is _TIME:  # what is stored may end earlier: 10 is 1000
         first = first[:2] + re.sub(r"(00)+$", "", re.sub(r"\.?0*$", "", first[2:]) if "." in first else first[2:])
@@ -113,7 +123,7 @@ def _number(name: str, column: _Column, value: str) -> _Condition:
     try:
         number = int(value)
     except ValueError:
-        raise CatalogError("not a whole number", about=f"{name}={value}", remedy="give one number") from None
+        raise CatalogError("not a whole number", about=f"{name}={value[:64]}", remedy="give one number") from None
     return column == number if abs(number) < 2**63 else sa.false()
 
 

@@ -23,6 +23,7 @@ LARGEST_FRAME = 1 << 28
 """Pixels: a header that promises more in one frame is taken for a broken one."""
 
 _EXPLICIT, _DEFLATED, _RLE = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
+_IMPLICIT, _BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 _ENCAPSULATED, _DEFLATED_FRAMES = "1.2.840.10008.1.2.1.98", "1.2.840.10008.1.2.8.1"
 _JPEG_12, _JPEG_RETIRED = "1.2.840.10008.1.2.4.51", ("1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")
 _LOSSY = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 53, 55, 81, 91, 203))
@@ -87,6 +88,39 @@ class ImageFile:
             extended = tables if all(tables) else None
             return bytes(get_frame(whole.PixelData, index, number_of_frames=self.frames, extended_offsets=extended))
 
+    def native(self, index: int) -> bytes:
+        """Frame ``index`` (from 0) as it lies in a file that is not compressed (PS3.5 §8.1.1), in little endian.
+
+        It has the colour space, the chroma sampling and the planar configuration that the header names, so the header stays
+        true (but for YBR_RCT and YBR_ICT, which only JPEG 2000 has: RGB). Of 1 bit a pixel it begins on a byte.
+        """
+        return self._laid_out(self.frame(index, raw=self._coloured_as_stored))
+
+    def decompressed(self) -> "Dataset":
+        """The whole object in explicit VR little endian, the pixels as ``native`` has them.
+
+        CatalogError where no codec takes it, or it is big endian, in which other values than pixels must be turned, too.
+        """
+        from pydicom.uid import UID
+
+        whole = self._whole
+        if self._syntax == _BIG_ENDIAN:
+            remedy = "take it as it is stored"
+            raise CatalogError("an object in big endian is not converted as a whole", about=self.path, remedy=remedy)
+        if self._syntax not in (_IMPLICIT, _EXPLICIT, _DEFLATED):
+            frames = self.each(range(self.frames), raw=self._coloured_as_stored)
+            if self.header.get("BitsAllocated") == 1:  # the next frame begins within a byte
+                pixels = self._laid_out(np.concatenate([frame.reshape(-1) for frame in frames]))
+            else:
+                pixels = b"".join(map(self._laid_out, frames))
+            for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+                whole.pop(keyword, None)
+            whole.add_new(0x7FE00010, "OW" if self.header.BitsAllocated > 8 else "OB", pixels + b"\0" * (len(pixels) % 2))
+            if whole.get("PhotometricInterpretation") in ("YBR_RCT", "YBR_ICT"):
+                whole.PhotometricInterpretation = "RGB"
+        whole.file_meta.TransferSyntaxUID = UID(_EXPLICIT)
+        return whole
+
     @property
     def lossy(self) -> bool:
         """Whether the transfer syntax may have changed the pixels' values."""
@@ -103,6 +137,23 @@ class ImageFile:
                 if macro.VR == "SQ" and macro.value:
                     found.update(macro.value[0])
         return found
+
+    @property
+    def _coloured_as_stored(self) -> bool:
+        """Whether the header names the colour space of the samples: what is told to be RGB may be YBR within a JPEG file."""
+        return str(self.header.get("PhotometricInterpretation")).startswith("YBR_FULL")
+
+    def _laid_out(self, pixels: np.ndarray) -> bytes:
+        """Decoded pixels, colour by pixel, as the header says that they lie."""
+        if self.header.get("BitsAllocated") == 1:
+            return np.packbits(pixels.reshape(-1), bitorder="little").tobytes()
+        if pixels.ndim == 3 and self.header.get("PhotometricInterpretation") == "YBR_FULL_422" and pixels.shape[1] % 2 == 0:
+            pairs = pixels.reshape(pixels.shape[0], -1, 2, 3)
+            chroma = (pairs[..., 1:].sum(axis=2, dtype=np.uint32) + 1) // 2
+            pixels = np.concatenate([pairs[..., 0], chroma], axis=-1).astype(pixels.dtype)
+        elif pixels.ndim == 3 and self.header.get("PlanarConfiguration") == 1:
+            pixels = np.moveaxis(pixels, -1, 0)
+        return pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
 
     @cached_property
     def _syntax(self) -> str:
@@ -193,6 +244,8 @@ class ImageFile:
             name = _NAMELESS.get(uid, uid.name)
             raise CatalogError(f"no codec for its transfer syntax is installed: {name}", about=about, remedy=remedy) from None
         except Exception as reason:  # each codec raises its own kinds
+            if isinstance(reason, AttributeError) and "no pixel data" in str(reason):
+                raise NoPicture("there are no pixels in it", about=about) from None
             said = " ".join(str(reason).split())[:200] or type(reason).__name__
             raise CatalogError(f"{problem}: {said}", about=about, remedy=_AGAIN) from reason
 

@@ -131,7 +131,7 @@ def segments(seg: "hd.seg.Segmentation") -> list[Outlined]:
     for number in seg.segment_numbers:
         segment = seg.get_segment_description(number)
         code = segment.segmented_property_type
-        plain = not segment.get("SegmentedPropertyTypeModifierCodeSequence") and not code.get("ModifierCodeSequence")
+        plain = not any("SegmentedPropertyTypeModifierCodeSequence" in said for said in (code, segment))
         told = (str(code.scheme_designator), str(code.value)) if plain else ()
         found.append(Outlined(int(number), str(segment.segment_label), told))
     return [one for one in found if one.number]
@@ -166,7 +166,8 @@ def _combined(seg: "hd.seg.Segmentation", values: Mapping[int, int], about: str)
     numbers = list(values)
     alone = len(numbers) == 1
     try:
-        stored = seg.get_volume(combine_segments=True, segment_numbers=numbers, dtype=np.uint16, skip_overlap_checks=alone)
+        dtype = np.uint8 if max(numbers) < 256 else np.uint16
+        stored = seg.get_volume(combine_segments=True, segment_numbers=numbers, dtype=dtype, skip_overlap_checks=alone)
     except RuntimeError:  # two of them overlap, or it cannot be read at all
         return _one_by_one(seg, values, 1, about)
     lookup = np.zeros(max(numbers) + 1, np.uint8)

@@ -30,8 +30,8 @@ _SETTINGS = {
 }
 
 
-_GROUP = 5000
-"""Rows of a group in merged files: what a reader with a condition skips or reads."""
+_GROUP = 2000
+"""Rows of a group in a file: what a reader with a condition skips or reads."""
 
 
 class Table(Protocol):
@@ -74,7 +74,7 @@ def write_part(rows: pa.Table, folder: str | Path) -> Part:
     name = f"part-{uuid.uuid4()}.parquet"
     path = Path(folder) / name
     with full_disk(path), path.open("wb") as file:
-        pq.write_table(rows, file, compression="zstd")
+        pq.write_table(rows, file, compression="zstd", row_group_size=_GROUP)
         file.flush()
         os.fsync(file.fileno())
     return Part(name, path.stat().st_size, rows.num_rows)

@@ -9,7 +9,7 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 
 from catalog.errors import CatalogError
-from catalog.frames import ImageFile
+from catalog.frames import ImageFile, NoPicture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -58,6 +58,8 @@ def rendered(
     from PIL import Image
 
     image = ImageFile(path)
+    if frame is not None and frame >= image.frames:
+        raise NoPicture(f"there are {image.frames} frames", about=str(path), remedy="ask for one of them")
     try:
         with catch_warnings():
             simplefilter("ignore")  # of the file's own peculiarities

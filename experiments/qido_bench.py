@@ -217,7 +217,10 @@ def _table(studies: list[dict[str, Any]], series: list[dict[str, Any]], columns:
 def _ask(place: Index | Baseline | httpx.Client, search: Search) -> list[dict[str, Any]]:
     if isinstance(place, httpx.Client):
         paging = {name: value for name, value in (("limit", search.limit), ("offset", search.offset)) if value is not None}
-        reply = place.get(f"/{search.level}", params={**search.match, **paging})
+        match, path = dict(search.match), ""
+        for part, uid in (("studies", "StudyInstanceUID"), ("series", "SeriesInstanceUID")):  # below them, as viewers ask
+            path += f"/{part}/{match.pop(uid)}" if uid in match else ""
+        reply = place.get(f"{path}/{search.level}", params={**match, **paging})
         return list(orjson.loads(reply.raise_for_status().content))
     if isinstance(place, Baseline):
         return place.search(search.level, search.match, search.limit, search.offset)

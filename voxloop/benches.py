@@ -1,5 +1,6 @@
 """The benches by name, each with the size it has unless told otherwise."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -67,6 +68,24 @@ def _metadata(settings: Settings, n: int) -> "BenchResult":
     return dicomweb_bench.metadata(settings.home / "bench" / "dicomweb", n=n)
 
 
+def _viewer(settings: Settings, n: int) -> "BenchResult":
+    from catalog import Archive
+    from experiments import viewer_bench
+    from voxloop.processes import LOOPBACK, Server, free_port
+    from voxloop.viewer import installed
+
+    if not (installed(settings.viewer_folder) / "index.html").is_file():
+        raise FrontDoorError("the viewer is not here", about="bench viewer", remedy="make viewer fetches it")
+    own = settings.model_copy(update={"home": settings.home / "bench" / "viewer", "index_url": ""})
+    study, port = viewer_bench.series(Archive(own.home), n), free_port()
+    address = f"http://{LOOPBACK}:{port}"
+    command = [sys.executable, "-m", "voxloop.web", "--host", LOOPBACK, "--port", str(port)]
+    log, told = own.home / "logs" / "web.log", own.environment()
+    with Server("the web server", command, log=log, ready_url=f"{address}/healthz", environment=told) as server:
+        server.wait_ready()
+        return viewer_bench.bench(address, study, n=n)
+
+
 def _loader(settings: Settings, n: int) -> "BenchResult":
     from experiments import loader_bench
 
@@ -91,6 +110,7 @@ BENCHES = {
     "qido": Bench(_qido, 1_000_000),
     "frames": Bench(_frames, 200),
     "metadata": Bench(_metadata, 1000),
+    "viewer": Bench(_viewer, 300),
     "loader": Bench(_loader, 24),
     "infer": Bench(_infer, 10),
     "train": Bench(_train, 24),

@@ -68,8 +68,8 @@ def serve(
                 announce(settings.home, at.mlflow)
         stack.callback(withdraw, settings.home)
         waits = _start_endpoint(supervisor, at)
-        _tell(settings, at, waits, json)
         try:
+            _tell(settings, at, waits, json)
             _watch(settings, supervisor, at)
         except KeyboardInterrupt:
             console.note("stopping")

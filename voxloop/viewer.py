@@ -25,8 +25,9 @@ MISSING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Voxloop
 <code>/dicomweb</code>.</p><p>To get the viewer: <code>make viewer</code>, then reload this page.</p></html>
 """
 
-MAKES_FUNCTIONS = "'unsafe-eval'"
-"""What the build needs: its reader of segmentations (ndarray) and its codec of JPEG-LS, a worker, make functions of text."""
+EVAL = "'unsafe-eval'"
+"""The build makes functions of text: its codecs (JPEG-LS, JPEG 2000) in workers, which live by the policy of their own file,
+and what reads a segmentation in the page."""
 
 FOR_EVER = "public, max-age=31536000, immutable"
 _HASHED = re.compile(r"[.-][0-9a-f]{16,}\.|^[0-9a-f]{20}\.")
@@ -86,9 +87,9 @@ class Viewer(StaticFiles):
         path = Path(full_path)
         headers = {"Cache-Control": FOR_EVER if _HASHED.search(path.name) else "no-cache", "Vary": "Accept-Encoding"}
         if path == self.index:
-            headers["Content-Security-Policy"] = policy({"script-src": f"{_scripts(path.read_text())} {MAKES_FUNCTIONS}"})
-        elif path.suffix in (".js", ".mjs"):  # heeded where the file is a worker
-            headers["Content-Security-Policy"] = policy({"script-src": MAKES_FUNCTIONS})
+            headers["Content-Security-Policy"] = policy({"script-src": f"{EVAL} {_scripts(path.read_text())}"})
+        elif path.suffix in (".js", ".mjs"):
+            headers["Content-Security-Policy"] = policy({"script-src": EVAL})
         shorter = path.with_name(path.name + ".gz")
         if "gzip" in Headers(scope=scope).get("accept-encoding", "") and shorter.is_file():
             headers["Content-Encoding"] = "gzip"

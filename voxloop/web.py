@@ -54,7 +54,8 @@ def application(
     /endpoint/ and /mlflow/ they are then answered for with 502.
     """
     archive = Archive(settings.home, index_url=settings.index_url or None)
-    panel = api.application(archive, projects, endpoint=endpoint, tracking_uri=tracking_uri)
+    runs = f"{rules.public}/mlflow" if tracking_uri else ""  # where a reader's browser finds them
+    panel = api.application(archive, projects, endpoint=endpoint, tracking_uri=runs)
     behind = {"/mlflow": Proxy("MLflow", tracking_uri), "/endpoint": Proxy("the endpoint", endpoint)}
 
     @asynccontextmanager

@@ -1,13 +1,15 @@
-"""What a client accepts (PS3.18 §8.7): media ranges, in its order of preference, and multipart bodies."""
+"""What a client accepts (PS3.18 §8.7): media ranges, in its order of preference, and the boundary of multipart bodies."""
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from starlette.requests import Request
+
 from catalog.dicomweb._problem import Refused
 
-__all__ = ["EXPLICIT", "MEDIA", "Range", "accepted", "boundary", "json_type", "media_type", "multipart"]
+__all__ = ["EXPLICIT", "MEDIA", "Range", "accepted", "asked_for", "boundary", "json_type", "media_type"]
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 _NATIVE = ("1.2.840.10008.1.2", EXPLICIT, "1.2.840.10008.1.2.1.99")
@@ -36,6 +38,11 @@ class Range:
     def takes(self, kind: str) -> bool:
         """Whether the media type ``kind`` is in it."""
         return self.type in ("*/*", kind) or self.type == f"{kind.partition('/')[0]}/*"
+
+
+def asked_for(request: Request) -> str:
+    """The media ranges of the ``accept`` parameter (§8.3.3.1), which a browser's links can carry, else of the header."""
+    return request.query_params.get("accept") or request.headers.get("accept", "")
 
 
 def media_type(syntax: str) -> str:
@@ -89,12 +96,3 @@ def json_type(header: str) -> str:
 def boundary() -> str:
     """One that no body has."""
     return uuid.uuid4().hex
-
-
-def multipart(parts: Iterable[tuple[str, bytes]], mark: str) -> Iterator[bytes]:
-    """The pieces of a multipart body: of each part its media type and its content."""
-    for kind, content in parts:
-        yield f"--{mark}\r\nContent-Type: {kind}\r\n\r\n".encode()
-        yield content
-        yield b"\r\n"
-    yield f"--{mark}--\r\n".encode()

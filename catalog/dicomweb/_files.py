@@ -79,7 +79,8 @@ def _remote(found: "Indexed", offset: int, wanted: memoryview) -> None:
         raise changed(found) from None
 
 
-async def stream(found: "Indexed") -> AsyncIterator[bytes]:
-    """The whole file, piece by piece."""
-    for offset in range(0, found.length, _PIECE):
-        yield bytes(await read(found, offset, min(_PIECE, found.length - offset)))
+async def stream(found: "Indexed", offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+    """``length`` bytes of the file from ``offset``, the whole file unless told otherwise, piece by piece."""
+    end = found.length if length is None else offset + length
+    for at in range(offset, end, _PIECE):
+        yield bytes(await read(found, at, min(_PIECE, end - at)))

@@ -14,15 +14,15 @@ from catalog.deposit import is_uid
 from catalog.dicomweb._problem import Refused
 from catalog.files import Key
 from catalog.index import Indexed
+from catalog.rows import SeriesRows
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from catalog.archive import Archive
 
 __all__ = ["Held", "Place", "checked"]
 
 _SERIES = 256  # remembered
+_KEY = ("path", "modificationTime", "length", "ingested_at")
 _PLACES = ("pixel_offset", "pixel_length", "frame_offsets", "frame_lengths")
 
 
@@ -46,9 +46,11 @@ class Held:
 
     def __init__(self, archive: "Archive") -> None:
         self.archive = archive
-        self._known: tuple[int, float, Any] | None = None  # version, when its table was made, its rows
+        self._known: tuple[int, float] | None = None  # the version, and when its table was made
+        self._rows = SeriesRows(archive.objects)
         self._series: OrderedDict[str, tuple[int, Sequence[Indexed], Mapping[str, Place]]] = OrderedDict()
         self._lock = threading.RLock()
+        self._following = False
 
     def follow(self) -> int:
         """Let the index follow the catalog where that has a new version; the version. Cheap where it has none."""
@@ -56,15 +58,21 @@ class Held:
         if known is not None and self._current():
             return known[0]
         with self._lock:
-            made = self._made()
-            version = self.archive.index.follow(self.archive.objects)
-            self._known = version, made, self.archive.objects.dataset(version)
+            self._following = True
+            try:
+                made = self._made()
+                version = self.archive.index.follow(self.archive.objects)
+            finally:
+                self._following = False
+            if known is not None and known[1] != made:
+                self._rows = SeriesRows(self.archive.objects)
+            self._known = version, made
         return version
 
     def has(self, series: str) -> bool:
-        """Whether ``series`` is answered from memory."""
+        """Whether ``place`` answers for ``series`` from memory."""
         known, kept = self._known, self._series.get(series)
-        return known is not None and kept is not None and kept[0] == known[0] and self._current()
+        return known is not None and kept is not None and (self._following or (kept[0] == known[0] and self._current()))
 
     def series(self, study: str, series: str) -> Mapping[str, Place]:
         """SOPInstanceUID → place, by InstanceNumber; 404 where the study has no such series."""
@@ -79,7 +87,14 @@ class Held:
         return kept[2]
 
     def place(self, study: str, series: str, sop: str) -> Place:
-        """Of one instance; 404 where the series has none such."""
+        """Of one instance; 404 where the series has none such.
+
+        While the index follows, which takes its time after a large ingest, what is remembered is good enough: a file that is
+        no longer as it was is found out when it is read.
+        """
+        kept = self._series.get(series)
+        if self._following and kept is not None and sop in kept[2] and kept[2][sop].object.study_uid == study:
+            return kept[2][sop]
         places = self.series(study, series)
         if sop not in places:
             checked(sop)
@@ -97,22 +112,17 @@ class Held:
 
     def rows(self, objects: Iterable[Indexed], columns: Sequence[str]) -> dict[Key, dict[str, Any]]:
         """``columns`` of the latest row of each object's file, as the file was when it became the current one, by its key."""
-        import pyarrow.compute as pc
-
-        keys = {one.key for one in objects}
-        if not keys or self._known is None:
-            return {}
-        paths = sorted(path for path, _, _ in keys)
-        near = (pc.field("path") >= paths[0]) & (pc.field("path") <= paths[-1])  # what a parquet file says of its rows
-        uids = sorted({one.series_uid for one in objects})
-        wanted = near & pc.field("SeriesInstanceUID").isin(uids)
-        names = ["path", "modificationTime", "length", "ingested_at", *columns]
-        table: pa.Table = self._known[2].to_table(columns=names, filter=wanted).sort_by("ingested_at")
-        times = table["modificationTime"].cast("int64").to_pylist()
-        found = zip(table["path"].to_pylist(), times, table["length"].to_pylist(), range(len(table)), strict=True)
-        chosen = {key: row for *parts, row in found if (key := (parts[0], parts[1], parts[2])) in keys}
-        values = table.take(list(chosen.values())).select(list(columns)).to_pylist()
-        return dict(zip(chosen, values, strict=True))
+        known = {one.key: one.series_uid for one in objects}
+        version, found = self._known[0] if self._known else -1, dict[Key, dict[str, Any]]()
+        for series in dict.fromkeys(known.values()):
+            paths = {path for (path, _, _), uid in known.items() if uid == series}
+            rows = self._rows.read(series, paths, [*_KEY, *columns], version=version).sort_by("ingested_at")
+            times = rows["modificationTime"].cast("int64").to_pylist()
+            keys = zip(rows["path"].to_pylist(), times, rows["length"].to_pylist(), range(len(rows)), strict=True)
+            chosen = {key: row for *parts, row in keys if (key := (parts[0], parts[1], parts[2])) in known}
+            values = rows.take(list(chosen.values())).select(list(columns)).to_pylist()
+            found.update(zip(chosen, values, strict=True))
+        return found
 
     def _looked_up(self, series: str, version: int) -> tuple[int, Sequence[Indexed], Mapping[str, Place]]:
         objects = self.archive.index.files(series) if is_uid(series) else []

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from struct import unpack_from
 from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from catalog.dicomweb import _files
-from catalog.dicomweb._accept import EXPLICIT, accepted, boundary, media_type
+from catalog.dicomweb._accept import EXPLICIT, accepted, asked_for, boundary, media_type
 from catalog.dicomweb._held import Held, Place
 from catalog.dicomweb._problem import Refused
 
@@ -77,8 +79,10 @@ class Frames:
         place = self.held.place(*uids) if self.held.has(asked["series"]) else await run_in_threadpool(self.held.place, *uids)
         numbers = _numbers(asked["frames"], place)
         accept = headers.get(b"accept", b"").decode("latin-1")
+        if b"accept=" in scope["query_string"]:
+            accept = asked_for(Request(scope))
         offer = chosen(accept, place.object.syntax, len(numbers) == 1)
-        told = _files.tag(place.object)
+        told = f'{_files.tag(place.object)[:-1]}-{_digest(offer)}"'
         if told.encode() in headers.get(b"if-none-match", b""):
             await send({"type": "http.response.start", "status": 304, "headers": _headers(told, "", 0)[1:3]})
             await send({"type": "http.response.body"})
@@ -99,6 +103,12 @@ class Frames:
             body = await frame(place, number, offer, head, b"\r\n")
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": f"--{mark}--\r\n".encode()})
+
+
+@lru_cache(maxsize=1024)
+def _digest(offer: Offer) -> str:
+    """What tells one representation of a frame from another in its ETag: a cache may hold several."""
+    return blake2b(f"{offer.type} {offer.multipart}".encode(), digest_size=4).hexdigest()
 
 
 def _headers(told: str, kind: str, length: int | None) -> list[tuple[bytes, bytes]]:
@@ -166,7 +176,7 @@ def decoded(found: "Indexed", number: int, offer: Offer) -> bytes:
             raise Refused(404, f"there are {image.frames} frames", about=about, remedy="ask for one of them")
         if not offer.decode and found.syntax not in (*_AS_IT_LIES, *_NOT_IN_PLACE):
             return image.encapsulated(number - 1)
-        pixels = image.frame(number - 1, raw=True)
+        return image.native(number - 1)
     except Refused:
         raise
     except NoPicture as problem:
@@ -174,8 +184,3 @@ def decoded(found: "Indexed", number: int, offer: Offer) -> bytes:
     except CatalogError as problem:
         remedy = "accept it as it is stored: transfer-syntax=*"
         raise Refused(406, problem.problem, about=found.sop_uid, remedy=problem.remedy or remedy) from None
-    if image.header.get("BitsAllocated") == 1:
-        import numpy as np
-
-        return bytes(np.packbits(pixels.reshape(-1), bitorder="little").tobytes())
-    return bytes(pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes())

@@ -85,7 +85,11 @@ def _path(path: str) -> list[dict[str, Any]]:
 def _search(path: str, level: Level) -> dict[str, Any]:
     count = {"type": "integer", "minimum": 0}
     controls = [_parameter("query", "limit", count), _parameter("query", "offset", count)]
-    controls += [_parameter("query", "fuzzymatching", {"type": "boolean"}), _parameter("query", "includefield")]
+    controls += [
+        _parameter("query", "fuzzymatching", {"type": "boolean"}),
+        _parameter("query", "includefield"),
+        _parameter("query", "accept"),
+    ]
     asked = [_parameter("query", name) for name in qido.attributes(level)]
     return {
         "summary": f"Search for {level}",

@@ -1,8 +1,8 @@
 """QIDO-RS (PS3.18 §10.6): searches for studies, series and instances, answered from the query index."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import orjson
 from starlette.concurrency import run_in_threadpool
@@ -10,14 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from catalog.dicomweb._accept import json_type
+from catalog.dicomweb._accept import asked_for, json_type
 from catalog.dicomweb._held import Held, checked
 from catalog.dicomweb._links import instance, root
 from catalog.dicomweb._problem import Refused
 from catalog.index import ATTRIBUTES, Level
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["MOST", "attributes", "routes"]
 
@@ -26,7 +23,7 @@ MOST = 50_000
 
 _LEVELS: tuple[Level, ...] = ("studies", "series", "instances")
 _UIDS = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
-_CONTROLS = ("includefield", "limit", "offset", "fuzzymatching")
+_CONTROLS = ("includefield", "limit", "offset", "fuzzymatching", "accept")
 
 
 def routes(held: Held) -> list[Route]:
@@ -55,7 +52,7 @@ class _Search:
 
     async def answer(self, level: Level, request: Request) -> Response:
         """Match, count off, and tell."""
-        kind = json_type(request.headers.get("accept", ""))
+        kind = json_type(asked_for(request))
         asked = _Asked(level, request.path_params, request.query_params.multi_items())
         body = await run_in_threadpool(self._found, asked, root(request))
         return Response(body, headers=asked.warnings(), media_type=kind)
@@ -71,7 +68,7 @@ class _Search:
             rows = search(asked.match, include=asked.include, limit=limit, offset=asked.offset)
         if len(rows) > MOST:
             asked.warned.append(f"only the first {MOST} are here: ask for more with limit and offset")
-        return b"[%b]" % b",".join(orjson.dumps(_row(row, base), option=orjson.OPT_SORT_KEYS) for row in rows[:MOST])
+        return b"[%b]" % b",".join(_told(rows[:MOST], base))
 
 
 class _Asked:
@@ -96,7 +93,7 @@ class _Asked:
                     raise Refused(400, "neither true nor false", about=f"fuzzymatching={values[-1][:64]}")
                 if values[-1].lower() == "true":
                     self.warned.append("fuzzymatching is not supported: the match was literal")
-            else:
+            elif name != "accept":
                 self.match[name] = _one(name, values)
         for part, uid in path.items():
             name = _UIDS[part]
@@ -156,6 +153,35 @@ def _one(name: str, values: Sequence[str]) -> str:
     return ",".join(values)
 
 
+def _told(rows: Sequence[dict[str, Any]], base: str) -> Iterator[bytes]:
+    """Each answer as DICOM JSON (PS3.18 §F), its attributes in the order of their tags."""
+    columns = sorted((*(rows[0] if rows else ()), *_ALWAYS, "RetrieveURL"), key=lambda keyword: _element(keyword)[0])
+    for row in rows:
+        uids = (str(row.get(name) or "") for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
+        row |= {**_ALWAYS, "RetrieveURL": base + instance(*uids)}
+        if "ModalitiesInStudy" in row:
+            row["ModalitiesInStudy"] = tuple(row["ModalitiesInStudy"])
+        yield b"{%b}" % b",".join(
+            [_attribute(name, row[name]) if name in _UNLIKE else _remembered(name, row[name]) for name in columns]
+        )
+
+
+_ALWAYS = {"SpecificCharacterSet": "ISO_IR 192", "InstanceAvailability": "ONLINE"}
+_UNLIKE = ("SOPInstanceUID", "RetrieveURL")  # no two answers have the same
+
+
+def _attribute(keyword: str, value: Any) -> bytes:
+    tag, vr = _element(keyword)
+    if value is None or value == ():
+        return f'"{tag}":{{"vr":"{vr}"}}'.encode()
+    values = value if isinstance(value, tuple) else ({"Alphabetic": value},) if vr == "PN" else (value,)
+    return b'"%b":%b' % (tag.encode(), orjson.dumps({"vr": vr, "Value": values}))
+
+
+_remembered = lru_cache(maxsize=8192)(_attribute)
+"""Answers have much in common: the instances of a series all that is told of the series and the study."""
+
+
 @lru_cache(maxsize=256)
 def _element(keyword: str) -> tuple[str, str]:
     """(tag as in DICOM JSON, VR)."""
@@ -164,20 +190,4 @@ def _element(keyword: str) -> tuple[str, str]:
     if keyword == "TransferSyntaxUID":
         return "00083002", "UI"  # Available Transfer Syntax UID: group 2 is no part of an answer
     tag = cast(int, tag_for_keyword(keyword))
-    return f"{tag:08X}", dictionary_VR(tag)
-
-
-def _row(row: Mapping[str, Any], base: str) -> dict[str, Any]:
-    """The attributes of an answer as DICOM JSON (PS3.18 §F)."""
-    found: dict[str, Any] = {"00080005": {"vr": "CS", "Value": ["ISO_IR 192"]}, "00080056": {"vr": "CS", "Value": ["ONLINE"]}}
-    for keyword, value in row.items():
-        tag, vr = _element(keyword)
-        if value is None or value == []:
-            found[tag] = {"vr": vr}
-        elif vr == "PN":
-            found[tag] = {"vr": vr, "Value": [{"Alphabetic": value}]}
-        else:
-            found[tag] = {"vr": vr, "Value": value if isinstance(value, list) else [value]}
-    uids = (str(row.get(name) or "") for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
-    found["00081190"] = {"vr": "UR", "Value": [base + instance(*uids)]}
-    return found
+    return f"{tag:08X}", str(dictionary_VR(tag))

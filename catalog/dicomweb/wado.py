@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from catalog.dicomweb import _files
-from catalog.dicomweb._accept import EXPLICIT, accepted, boundary, json_type, multipart
+from catalog.dicomweb._accept import EXPLICIT, accepted, asked_for, boundary, json_type
 from catalog.dicomweb._held import Held, Place
 from catalog.dicomweb._links import instance, root
 from catalog.dicomweb._problem import Refused
@@ -45,6 +46,7 @@ class _Service:
     def __init__(self, held: Held) -> None:
         self.held = held
         self._metadata: OrderedDict[tuple[str, ...], bytes] = OrderedDict()
+        self._lock = threading.Lock()
         self.resources: dict[str, Callable[[Request], Any]] = {
             "": self.objects,
             "/metadata": self.metadata,
@@ -55,7 +57,7 @@ class _Service:
     async def objects(self, request: Request) -> Response:
         """The files: multipart/related of application/dicom, or a single instance's as it is."""
         places = await run_in_threadpool(self._places, request)
-        accept, one = request.headers.get("accept", ""), len(places) == 1 and "sop" in request.path_params
+        accept, one = asked_for(request), len(places) == 1 and "sop" in request.path_params
         whole, decode = _offered(accept, places, one)
         told = _etag(places, accept)
         if told in request.headers.get("if-none-match", ""):
@@ -73,7 +75,7 @@ class _Service:
 
     async def metadata(self, request: Request) -> Response:
         """The headers as DICOM JSON, without group 2, bulk data by URL."""
-        kind = json_type(request.headers.get("accept", ""))
+        kind = json_type(asked_for(request))
         places = await run_in_threadpool(self._places, request)
         zipped = "gzip" in request.headers.get("accept-encoding", "")
         told = _etag(places, root(request), "gzip" if zipped else "")
@@ -93,17 +95,18 @@ class _Service:
                 raise ValueError
         except (KeyError, ValueError):
             raise Refused(400, "offset and length must be whole numbers", about=found.sop_uid, remedy=_AS_TOLD) from None
-        body = await self._value(place, offset, length)
-        accept = accepted(request.headers.get("accept", ""))
+        accept = accepted(asked_for(request))
         alone = next((one for one in accept if one.takes("application/octet-stream")), None)
         if alone is None:
             raise Refused(406, "bulk data is application/octet-stream", about=found.sop_uid, remedy="accept that")
-        headers = {"ETag": _files.tag(found), "Cache-Control": IMMUTABLE}
+        pieces = await self._value(place, offset, length)
+        headers = {"ETag": _files.tag(found), "Cache-Control": IMMUTABLE, "Vary": "Accept"}
         if not alone.multipart:
-            return Response(body, headers=headers, media_type="application/octet-stream")
+            headers["Content-Length"] = str(length)
+            return StreamingResponse(pieces, headers=headers, media_type="application/octet-stream")
         mark = boundary()
         kind = f'multipart/related; type="application/octet-stream"; boundary={mark}'
-        return Response(b"".join(multipart([("application/octet-stream", body)], mark)), headers=headers, media_type=kind)
+        return StreamingResponse(_one_part("application/octet-stream", pieces, mark), headers=headers, media_type=kind)
 
     async def shown(self, kind: str, request: Request) -> Response:
         """A picture: of a frame, an instance, or what is in the middle of a series or a study."""
@@ -121,27 +124,27 @@ class _Service:
 
     def _described(self, places: Sequence[Place], base: str, told: str, zipped: bool) -> bytes:
         key = (told, base)
-        if (kept := self._metadata.get(key)) is not None:
-            self._metadata.move_to_end(key)
-            return kept
+        with self._lock:
+            if (kept := self._metadata.get(key)) is not None:
+                self._metadata.move_to_end(key)
+                return kept
         rows = self.held.rows([place.object for place in places], ["meta"])
         body = b"[%b]" % b",".join(_one(place, rows.get(place.object.key), base) for place in places)
         body = gzip.compress(body, 1, mtime=0) if zipped else body
-        self._metadata[key] = body
-        while sum(map(len, self._metadata.values())) > _REMEMBERED and len(self._metadata) > 1:
-            self._metadata.popitem(last=False)
+        with self._lock:
+            self._metadata[key] = body
+            while sum(map(len, self._metadata.values())) > _REMEMBERED:
+                self._metadata.popitem(last=False)
         return body
 
-    async def _value(self, place: Place, offset: int, length: int) -> bytes:
-        found = place.object
+    async def _value(self, place: Place, offset: int, length: int) -> AsyncIterator[bytes]:
+        found, inflated = place.object, b""
         if found.syntax == _DEFLATED:
             inflated = await run_in_threadpool(_inflated, found.path)
-            if offset + length > len(inflated):
-                raise Refused(404, "the object has no such bytes", about=found.sop_uid, remedy=_AS_TOLD)
-            return inflated[offset : offset + length]
-        if offset + length > found.length:
+        if offset + length > (len(inflated) or found.length):
             raise Refused(404, "the object has no such bytes", about=found.sop_uid, remedy=_AS_TOLD)
-        return bytes(await _files.read(found, offset, length))
+        await _files.read(found, 0, 0)  # refused now if the file has gone
+        return _alone(inflated[offset : offset + length]) if inflated else _files.stream(found, offset, length)
 
 
 _AS_TOLD = "ask as the metadata's BulkDataURI does"
@@ -223,6 +226,17 @@ async def _content(place: Place, decode: bool) -> AsyncIterator[bytes]:
         yield piece
 
 
+async def _alone(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+async def _one_part(kind: str, pieces: AsyncIterator[bytes], mark: str) -> AsyncIterator[bytes]:
+    yield f"--{mark}\r\nContent-Type: {kind}\r\n\r\n".encode()
+    async for piece in pieces:
+        yield piece
+    yield f"\r\n--{mark}--\r\n".encode()
+
+
 async def _parts(places: Sequence[Place], decode: bool, mark: str) -> AsyncIterator[bytes]:
     for place in places:
         yield f"--{mark}\r\nContent-Type: {_type(place, decode)}\r\n\r\n".encode()
@@ -236,21 +250,26 @@ def _decompressed(place: Place) -> bytes:
     """The object in explicit VR little endian, under the same UID: the pixels are the same (PS3.18 §8.7.3.5)."""
     import io
 
-    from pydicom import config, dcmread
-    from pydicom.uid import ExplicitVRLittleEndian
+    from pydicom import config
+    from pydicom.uid import UID
 
-    from catalog.files import open_binary
+    from catalog.errors import CatalogError
+    from catalog.frames import ImageFile, NoPicture
+    from catalog.sources import read_dataset
 
+    found, remedy = place.object, "accept it as it is stored: transfer-syntax=*"
     try:
-        with config.disable_value_validation(), open_binary(place.object.path) as file:
-            dataset = dcmread(file)
-            if dataset.file_meta.TransferSyntaxUID.is_compressed:
-                dataset.decompress(generate_instance_uid=False)
-            dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        with config.disable_value_validation():
+            try:
+                dataset = ImageFile(found.path).decompressed()
+            except NoPicture:
+                dataset = read_dataset(found.path)  # all that it says is in its header
+                dataset.file_meta.TransferSyntaxUID = UID(EXPLICIT)
             written = io.BytesIO()
             dataset.save_as(written, implicit_vr=False, little_endian=True, enforce_file_format=True)
-    except Exception as problem:  # each codec raises its own kinds
-        said = " ".join(str(problem).split())[:200] or type(problem).__name__
-        remedy = "accept it as it is stored: transfer-syntax=*"
-        raise Refused(406, f"cannot be decoded: {said}", about=place.object.sop_uid, remedy=remedy) from None
+    except CatalogError as problem:
+        raise Refused(406, problem.problem, about=found.sop_uid, remedy=remedy) from None
+    except Exception as problem:  # what its header has in it may be what pydicom cannot write
+        said = " ".join(str(problem).split())[:100] or type(problem).__name__
+        raise Refused(406, f"cannot be converted: {said}", about=found.sop_uid, remedy=remedy) from None
     return written.getvalue()

@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,6 +98,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         base = f"{url}/dicomweb"
         with httpx.Client(base_url=base, timeout=30) as client:
             yield Server(archive, base, client, study, series, pixels)
+
+
+def adopted(home: Path, *made: pydicom.Dataset) -> Archive:
+    """An archive of these objects."""
+    archive = Archive(home)
+    folder = archive.volume_folder / "imported"
+    folder.mkdir(parents=True)
+    for number, one in enumerate(made):
+        one.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+    archive.adopt(sorted(folder.iterdir()), writer="test")
+    return archive
 
 
 @pytest.fixture
@@ -229,6 +242,71 @@ class TestFrames:
         assert reply.status_code == status
         assert reply.json()["title"]
 
+    @pytest.mark.parametrize("planes", [0, 1])
+    def test_of_colours_lie_as_the_metadata_say(self, tmp_path: Path, planes: int) -> None:
+        made = image("6.6", "6.6.1", 1)
+        pixels = np.random.default_rng(1).integers(0, 255, (48, 64, 3), np.uint8)
+        made.SamplesPerPixel, made.PhotometricInterpretation, made.PlanarConfiguration = 3, "RGB", 0
+        made.BitsAllocated = made.BitsStored = 8
+        made.HighBit = 7
+        made.PixelData = pixels.tobytes()
+        made["PixelData"].VR = "OB"
+        made.compress(RLELossless, generate_instance_uid=False)
+        made.PlanarConfiguration = planes
+        lies = pixels.transpose(2, 0, 1) if planes else pixels
+        with serving(application(adopted(tmp_path, made))) as url:
+            frame = f"{url}/studies/6.6/series/6.6.1/instances/6.6.1.1/frames/1"
+            assert httpx.get(frame, headers={"Accept": "application/octet-stream"}).content == lies.tobytes()
+
+    def test_of_jpeg_lie_as_the_metadata_say(self, tmp_path: Path, data: Any) -> None:
+        shown = pydicom.dcmread(next(data("odd_dicom").rglob("Lena-cyrillic.dcm")))  # baseline JPEG, told to be YBR_FULL_422
+        jfif = pydicom.dcmread(next(data("odd_dicom").rglob("GH195.dcm")))  # told to be RGB, YBR within its JPEG
+        with serving(application(adopted(tmp_path, shown, jfif))) as url, httpx.Client(base_url=url) as client:
+
+            def frame(of: pydicom.Dataset) -> np.ndarray:
+                path = f"/studies/{of.StudyInstanceUID}/series/{of.SeriesInstanceUID}/instances/{of.SOPInstanceUID}/frames/1"
+                return np.frombuffer(client.get(path, headers={"Accept": "application/octet-stream"}).content, np.uint8)
+
+            assert np.array_equal(frame(jfif), jfif.pixel_array.reshape(-1))
+            native = pydicom.Dataset()
+            for keyword in ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"):
+                setattr(native, keyword, shown[keyword].value)
+            native.BitsAllocated, native.BitsStored, native.HighBit, native.PixelRepresentation = 8, 8, 7, 0
+            native.PixelData = frame(shown).tobytes()
+            native["PixelData"].VR = "OB"
+            native.file_meta = pydicom.dataset.FileMetaDataset()
+            native.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+            assert len(native.PixelData) == 2 * shown.Rows * shown.Columns
+            assert np.abs(native.pixel_array.astype(int) - shown.pixel_array).mean() < 3
+
+    def test_are_told_apart_by_their_representation(self, server: Server) -> None:
+        frame = server.instance("jls") + "/frames/1"
+        stored, plain = (server.client.get(frame, headers={"Accept": a}) for a in ("image/jls", "application/octet-stream"))
+        held = {"If-None-Match": stored.headers["etag"]}
+        assert server.client.get(frame, headers={"Accept": "image/jls", **held}).status_code == 304
+        other = server.client.get(frame, headers={"Accept": "application/octet-stream", **held})
+        assert (other.status_code, other.content) == (200, plain.content)
+
+    def test_may_be_asked_for_by_a_link(self, server: Server) -> None:
+        reply = server.client.get(server.instance("jls") + "/frames/1?accept=image/jls")
+        assert reply.headers["content-type"].startswith("image/jls")
+        assert server.client.get(server.instance("jls") + "?accept=application/dicom").content[128:132] == b"DICM"
+        assert server.client.get("/studies?accept=application/dicom%2Bxml").status_code == 406
+
+    def test_do_not_wait_for_the_index(self, tmp_path: Path) -> None:
+        archive = adopted(tmp_path, image("5.5", "5.5.1", 1))
+        with serving(application(archive)) as url, httpx.Client(base_url=url, timeout=1) as client:
+            frame = "/studies/5.5/series/5.5.1/instances/5.5.1.1/frames/1"
+            assert client.get(frame).status_code == 200
+            with closing(sqlite3.connect(tmp_path / "index.db", isolation_level=None)) as busy:
+                busy.execute("BEGIN IMMEDIATE")
+                archive.store([image("5.5", "5.5.1", 2)], folder="stow", writer="test")
+                with pytest.raises(httpx.ReadTimeout):
+                    client.get("/studies")
+                assert client.get(frame).status_code == 200
+                busy.execute("ROLLBACK")
+            assert len(httpx.get(f"{url}/instances", timeout=30).json()) == 2
+
     def test_cannot_be_had_in_any_form(self, server: Server) -> None:
         reply = server.client.get(server.instance("jls") + "/frames/1", headers={"Accept": "image/jp2"})
         assert reply.status_code == 406
@@ -269,6 +347,36 @@ class TestObjects:
         assert found.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
         assert found.SOPInstanceUID == f"{server.series['j2k']}.1"
         assert np.array_equal(found.pixel_array, server.pixels["j2k"])
+
+    def test_are_decoded_by_every_codec_that_frames_are(self, tmp_path: Path, data: Any) -> None:
+        names = ("emri_small_RLE", "emri_small_jpeg_ls_lossless", "liver_j2k", "liver_deflate", "CT1_J2KR")
+        files = [next(data("transfer_syntaxes").rglob(f"{name}.dcm")) for name in names]
+        truth = pydicom.dcmread(next(data("transfer_syntaxes").rglob("liver.dcm"))).pixel_array
+        for name, file in zip(names, files, strict=True):
+            folder = tmp_path / name / "volume" / "imported"
+            folder.mkdir(parents=True)
+            shutil.copy(file, folder)
+            archive = Archive(tmp_path / name)
+            archive.adopt([folder / file.name], writer="test")
+            with serving(application(archive)) as url:
+                path = httpx.get(f"{url}/instances").json()[0]["00081190"]["Value"][0]
+                reply = httpx.get(path, headers={"Accept": "application/dicom; transfer-syntax=1.2.840.10008.1.2.1"})
+            found = pydicom.dcmread(io.BytesIO(reply.content))
+            assert found.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
+            assert np.array_equal(found.pixel_array, truth if "liver" in name else pydicom.dcmread(file).pixel_array), name
+
+    def test_without_pixels_are_converted_too(self, tmp_path: Path) -> None:
+        report = image("6.7", "6.7.1", 1)
+        for keyword in ("Rows", "Columns", "PixelData"):
+            delattr(report, keyword)
+        report.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        with serving(application(adopted(tmp_path, report))) as url:
+            path = f"{url}/studies/6.7/series/6.7.1/instances/6.7.1.1"
+            explicit = "application/dicom; transfer-syntax=1.2.840.10008.1.2.1"
+            found = pydicom.dcmread(io.BytesIO(httpx.get(path, headers={"Accept": explicit}).content))
+            assert found.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
+            assert found.StudyDescription == "Chest"
+            assert httpx.get(f"{path}/frames/1").status_code == httpx.get(f"{path}/rendered").status_code == 404
 
     def test_of_a_study_come_all(self, server: Server) -> None:
         found = parts(server.client.get("/studies/1.2.3"))
@@ -328,6 +436,10 @@ class TestPictures:
         ):
             shown = Image.open(io.BytesIO(server.client.get(path, headers={"Accept": accept}).content))
             assert (shown.format, shown.size) == (kind, (64, 48))
+
+    def test_of_a_frame_that_is_not_there(self, server: Server) -> None:
+        reply = server.client.get(server.instance("native") + "/frames/9/rendered")
+        assert (reply.status_code, reply.json()["title"]) == (404, "there are 3 frames")
 
     def test_follow_window_and_viewport(self, server: Server) -> None:
         path, png = server.instance("native") + "/frames/1/rendered", {"Accept": "image/png"}

@@ -427,6 +427,9 @@ class IndexTests:
             ({"StudyTime": "-"}, "not a time"),
             ({"StudyInstanceUID": "1.2.*"}, "without wildcards"),
             ({"NumberOfStudyRelatedSeries": "two"}, "not a whole number"),
+            ({"PatientID": "*" + "a?" * 30_000}, "PatientID: too long .*4096 characters"),
+            ({"PatientName": "a=" * 5_000}, "too long"),
+            ({"StudyInstanceUID": ",".join(["1.2"] * 40_000)}, "too many UIDs"),
         ],
     )
     def test_what_cannot_be_asked_says_what_can(

@@ -3,6 +3,7 @@
 import errno
 import functools
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,39 @@ def test_every_unlabelled_series_is_predicted_once(spark: "SparkSession", world:
         [path] = world.archive.series_files(seg_series(world, row["sop_uid"]))
         mask = seg.decode(Path(path), world.archive.volume(row["series_uid"]), project.label_set).array
         assert set(mask.ravel().tolist()) <= {0, 3}
+
+
+def test_every_prediction_is_valid_and_measured(
+    spark: "SparkSession", world: Any, project: Any, dciodvfy: Callable[[Path], list[str]]
+) -> None:
+    batch_infer(spark, world.archive, project, tracking_uri=world.registry.tracking_uri)
+    told = world.archive.predictions.scan(("sop_uid", "volumes_ml")).read_all().to_pylist()
+    query = "select source_uid, value, model_version from features where source = 'prediction' and name = 'volume'"
+    found = {row["source_uid"]: row for row in world.archive.sql(query).to_pylist()}
+    assert {uid: row["value"] for uid, row in found.items()} == {
+        row["sop_uid"]: pytest.approx(dict(row["volumes_ml"])["ball"]) for row in told
+    }
+    assert {row["model_version"] for row in found.values()} == {"1"}
+    for row in told:
+        assert dciodvfy(Path(world.archive.index.instance(row["sop_uid"]).path)) == []
+
+
+def test_what_was_not_measured_before_a_crash_is_measured_after(
+    spark: "SparkSession", world: Any, project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    series = world.series[2]
+    with monkeypatch.context() as patched:
+        patched.setattr(batch.features, "append", die)
+        with pytest.raises(KeyboardInterrupt):
+            batch_infer(spark, world.archive, project, tracking_uri=world.registry.tracking_uri, series=[series])
+    query = f"select name from features where source = 'prediction' and series_uid = '{series}'"
+    assert world.archive.sql(query).num_rows == 0
+    assert len(world.archive.finish()) == 1
+    assert world.archive.sql(query).num_rows == 10
+    assert world.archive.finish() == []
 
 
 def seg_series(world: Any, sop_uid: str) -> str:

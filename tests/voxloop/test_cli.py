@@ -239,3 +239,33 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert not [path for path in files(tmp_path / "home") if path.suffix == ".dcm"]
     finally:
         subprocess.run(["umount", str(tmp_path / "home")], check=True)
+
+
+def test_masks_of_a_cohort_become_labels(tmp_path: Path) -> None:
+    """One fits, one does not: the report says which, the status is not 0, and what it measured can be asked for."""
+    home, image = tmp_path / "home", np.random.default_rng(0).normal(0, 100, (5, 8, 9)).astype(np.float32)
+    affine = np.array([[0, 0, 2.0, 0], [0, 2, 0, 0], [3, 0, 0, 0], [0, 0, 0, 1]])
+    archive = Archive(home)
+    for case in ("a", "b"):
+        write_series(hd.Volume(image, affine, "PATIENT"), tmp_path / case, patient_id=case, case=case)
+        archive.store(map(pydicom.dcmread, sorted((tmp_path / case).iterdir())), folder="stow", writer=case)
+    mask = np.zeros((9, 8, 5), np.uint8)
+    mask[2:4, 2:4, 2] = 1
+    (tmp_path / "masks").mkdir()
+    for name, shape in (("a", mask.shape), ("b", (9, 8, 4))):
+        ras = np.diag([-2.0, -2, 3 if name == "a" else 3.5, 1])
+        nib.save(nib.Nifti1Image(mask[:, :, : shape[2]], ras), tmp_path / "masks" / f"{name}.nii.gz")
+    project = tmp_path / "p.yaml"
+    project.write_text(
+        "key: p\nmodel: p\ncohort: select SeriesInstanceUID, StudyInstanceUID, PatientID from series where is_image\n"
+        "label_set: {name: s, structures: [{name: liver, value: 1, code: [SCT, '10200004', Liver], color: [1, 2, 3]}]}\n"
+    )
+    done = voxloop("import-labels", project, tmp_path / "masks", "--json", home=home)
+    refused(done, "1 of 2 were not imported")
+    assert "spacing" in done.stderr and "b.nii.gz" in done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["added"], found["refused"]) == (1, 1)
+    asked = voxloop("sql", "select value from features where name = 'volume'", "--json", home=home)
+    assert json.loads(asked.stdout)["rows"] == [{"value": pytest.approx(4 * 12 / 1000)}]
+    assert json.loads(voxloop("features", "--json", home=home).stdout) == {"measured": 0, "notes": []}
+    refused(voxloop("import-labels", project, "--map", "liver", home=home), "--map liver")
