@@ -19,7 +19,7 @@ export async function begin() {
 
 export async function choose(projectKey) {
   localStorage.setItem('voxloop.project', projectKey);
-  Object.assign(state, { project: await api.project(projectKey), offer: null, remaining: null, strategy: '', series: null, ready: true });
+  Object.assign(state, { project: await api.project(projectKey), offer: null, remaining: null, strategy: '', series: null });
   await look();
 }
 

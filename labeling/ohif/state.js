@@ -1,6 +1,5 @@
 // What the panel shows. It is kept outside of the panel: OHIF takes a hidden tab out of the page.
 export const state = {
-  ready: false,
   author: localStorage.getItem('voxloop.author') ?? '',
   authorKnown: false,
   projects: [],
