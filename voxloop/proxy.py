@@ -45,6 +45,8 @@ class Proxy:
         scope = request.scope
         raw, prefix = scope["raw_path"].decode("ascii"), scope["root_path"]
         path = raw.removeprefix(prefix) if raw.startswith(prefix) else quote(scope["path"].removeprefix(prefix))
+        if path and not path.startswith("/"):  # what follows would be taken for a part of the server's name
+            return problem(400, "the address is not one that can be passed on", about=request.url.path[:200])
         query = scope["query_string"].decode("latin-1")
         headers = [(name, value) for name, value in request.headers.items() if name not in _HOP | _OURS]
         sends = "content-length" in request.headers or "transfer-encoding" in request.headers
@@ -52,6 +54,8 @@ class Proxy:
         try:
             url = self.target + path + ("?" + query if query else "")
             asked = self.client.build_request(request.method, url, headers=headers, content=body)
+            if asked.url.netloc != httpx.URL(self.target).netloc or asked.url.userinfo:
+                raise httpx.InvalidURL("another server")
             found = await self.client.send(asked, stream=True)
         except ClientDisconnect:
             return problem(400, "the request did not arrive whole")

@@ -530,6 +530,11 @@ def test_a_head_without_end_is_cut_off(web: Any, begin: bytes) -> None:
     assert web.get("/healthz").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/mlflow%2F@example.test/x", "/endpoint%2F@example.test/", "/mlflow%2f%2fexample.test/x"])
+def test_only_the_server_behind_is_ever_asked(web: Any, path: str) -> None:
+    assert status(at(web.port, path)) in (400, 404)
+
+
 def test_errors_are_problem_details(web: Any) -> None:
     answer = web.get("/no.js")
     assert answer.headers["content-type"] == "application/problem+json"
