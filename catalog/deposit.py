@@ -193,6 +193,7 @@ class _Placing:
 
     def __init__(self, archive: "Archive") -> None:
         self.archive, self.root = archive, archive.volume_folder / FOLDER
+        self.put: dict[str, Path] = {}  # what this request has brought: the index does not know it yet
 
     def place(self, good: Sequence[_Taken]) -> None:
         """Move what is not here, catalogue it, and let the index follow."""
@@ -212,12 +213,16 @@ class _Placing:
 
     def _put(self, one: _Taken, target: Path) -> bool:
         """Whether the object is at ``target``, put there now or before."""
+        if self.put.get(one.told.sop_uid, target) != target:
+            one.told = one.told.failed(Reason.DUPLICATE, "sent in another series, too (give it a UID of its own)")
+            return False
         here = str(target) if target.exists() else self._elsewhere(one)
         if one.told.failure is not None:
             return False
         if not here:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(one.mended or one.file, target)
+            self.put[one.told.sop_uid] = target
             return True
         if not is_url(here) and filecmp.cmp(one.file, here, shallow=False):
             if one.mended:

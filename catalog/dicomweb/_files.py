@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from starlette.concurrency import run_in_threadpool
 
 from catalog.dicomweb._problem import Refused
-from catalog.files import is_url, on_disk, open_binary
+from catalog.errors import CatalogError
+from catalog.files import is_url, listed, on_disk, open_binary
 
 if TYPE_CHECKING:
     from catalog.index import Indexed
 
-__all__ = ["changed", "read", "stream", "tag"]
+__all__ = ["changed", "check", "read", "stream", "tag"]
 
 _PIECE = 1 << 20
 _NO_WAIT = getattr(os, "RWF_NOWAIT", 0)
@@ -27,6 +28,16 @@ def changed(found: "Indexed") -> Refused:
 def tag(found: "Indexed") -> str:
     """The ETag of an object: another file has another."""
     return f'"{found.modified:x}-{found.length:x}"'
+
+
+def check(found: "Indexed") -> None:
+    """Refused (410) where the file is no longer as it was catalogued: for what reads it by its path, before and after."""
+    try:
+        now = listed(found.path)
+    except (OSError, CatalogError):
+        raise changed(found) from None
+    if (now.modified, now.length) != (found.modified, found.length):
+        raise changed(found)
 
 
 async def read(found: "Indexed", offset: int, length: int, before: int = 0, after: int = 0) -> bytearray:
@@ -71,6 +82,7 @@ def _whole(found: "Indexed", descriptor: int, offset: int, wanted: memoryview, d
 
 
 def _remote(found: "Indexed", offset: int, wanted: memoryview) -> None:
+    check(found)
     try:
         with open_binary(found.path) as file:
             file.seek(offset)

@@ -69,10 +69,12 @@ class Held:
             self._known = version, made
         return version
 
-    def has(self, series: str) -> bool:
-        """Whether ``place`` answers for ``series`` from memory."""
+    def has(self, study: str, series: str, sop: str) -> bool:
+        """Whether ``place`` answers from memory, without waiting for anything."""
         known, kept = self._known, self._series.get(series)
-        return known is not None and kept is not None and (self._following or (kept[0] == known[0] and self._current()))
+        if known is None or kept is None or sop not in kept[2] or kept[2][sop].object.study_uid != study:
+            return False
+        return self._following or (kept[0] == known[0] and self._current())
 
     def series(self, study: str, series: str) -> Mapping[str, Place]:
         """SOPInstanceUID → place, by InstanceNumber; 404 where the study has no such series."""
@@ -81,10 +83,13 @@ class Held:
         if kept is None or kept[0] != version:
             with self._lock:
                 kept = self._looked_up(series, version)
-        if not kept[1] or kept[1][0].study_uid != study:
+        places = kept[2]
+        if any(one.study_uid != study for one in kept[1]):  # another study has a series of this UID: it stays apart
+            places = {sop: place for sop, place in places.items() if place.object.study_uid == study}
+        if not places:
             checked(study, series)
             raise Refused(404, "no such series in the study", about=f"study {study}, series {series}")
-        return kept[2]
+        return places
 
     def place(self, study: str, series: str, sop: str) -> Place:
         """Of one instance; 404 where the series has none such.

@@ -76,7 +76,7 @@ class Frames:
         """Answer one request."""
         asked, headers = scope["path_params"], dict(scope["headers"])
         uids = asked["study"], asked["series"], asked["sop"]
-        place = self.held.place(*uids) if self.held.has(asked["series"]) else await run_in_threadpool(self.held.place, *uids)
+        place = self.held.place(*uids) if self.held.has(*uids) else await run_in_threadpool(self.held.place, *uids)
         numbers = _numbers(asked["frames"], place)
         accept = headers.get(b"accept", b"").decode("latin-1")
         if b"accept=" in scope["query_string"]:
@@ -169,14 +169,18 @@ def decoded(found: "Indexed", number: int, offer: Offer) -> bytes:
     from catalog.errors import CatalogError
     from catalog.frames import ImageFile, NoPicture
 
+    _files.check(found)
     try:
         image = ImageFile(found.path)
         if number > image.frames:
             about = f"frames/{number} of {found.sop_uid}"
             raise Refused(404, f"there are {image.frames} frames", about=about, remedy="ask for one of them")
         if not offer.decode and found.syntax not in (*_AS_IT_LIES, *_NOT_IN_PLACE):
-            return image.encapsulated(number - 1)
-        return image.native(number - 1)
+            given = image.encapsulated(number - 1)
+        else:
+            given = image.native(number - 1)
+        _files.check(found)
+        return given
     except Refused:
         raise
     except NoPicture as problem:

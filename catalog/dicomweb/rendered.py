@@ -39,8 +39,12 @@ def picture(
     size = _viewport(parameters.get("viewport", "")) or ((LARGEST, LARGEST) if kind == "thumbnail" else None)
     quality = _quality(parameters.get("quality", "90"))
     window = _window(parameters["window"]) if parameters.get("window") else None
+    _files.check(found)
     try:
         shown = rendered(found.path, frame=int(number) - 1 if number else None, window=window, size=size)
+        _files.check(found)
+    except Refused:
+        raise
     except NoPicture as problem:
         raise Refused(404, problem.problem, about=found.sop_uid, remedy="ask for an image") from None
     except CatalogError as problem:

@@ -258,6 +258,7 @@ def _decompressed(place: Place) -> bytes:
     from catalog.sources import read_dataset
 
     found, remedy = place.object, "accept it as it is stored: transfer-syntax=*"
+    _files.check(found)
     try:
         with config.disable_value_validation():
             try:
@@ -272,4 +273,5 @@ def _decompressed(place: Place) -> bytes:
     except Exception as problem:  # what its header has in it may be what pydicom cannot write
         said = " ".join(str(problem).split())[:100] or type(problem).__name__
         raise Refused(406, f"cannot be converted: {said}", about=found.sop_uid, remedy=remedy) from None
+    _files.check(found)
     return written.getvalue()

@@ -312,20 +312,41 @@ class TestFrames:
         assert reply.status_code == 406
         assert "image/jls" in reply.json()["remedy"]
 
-    def test_of_a_file_that_changed_are_never_given(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("syntax", ["", JPEGLSLossless])
+    def test_of_a_file_that_changed_are_never_given(self, tmp_path: Path, syntax: str) -> None:
         archive = Archive(tmp_path)
         file = archive.volume_folder / "imported" / "one.dcm"
         file.parent.mkdir(parents=True)
-        image("5.5", "5.5.1", 1).save_as(file, enforce_file_format=True)
+        made = image("5.5", "5.5.1", 1)
+        if syntax:
+            made.compress(syntax, generate_instance_uid=False)
+        made.save_as(file, enforce_file_format=True)
         archive.adopt([file], writer="test")
         with serving(application(archive)) as url:
-            frame = f"{url}/studies/5.5/series/5.5.1/instances/5.5.1.1/frames/1"
-            assert httpx.get(frame).status_code == 200
+            instance = f"{url}/studies/5.5/series/5.5.1/instances/5.5.1.1"
+            explicit = {"Accept": "application/dicom; transfer-syntax=1.2.840.10008.1.2.1"}
+            asked = [(f"{instance}/frames/1", {}), (f"{instance}/rendered", {}), (instance, explicit)]
+            assert [httpx.get(path, headers=headers).status_code for path, headers in asked] == [200] * 3
             os.utime(file, (1, 1))
-            assert httpx.get(frame).status_code == 410
+            assert [httpx.get(path, headers=headers).status_code for path, headers in asked] == [410] * 3
             file.unlink()
-            gone = httpx.get(frame)
-            assert (gone.status_code, gone.json()["about"]) == (410, "5.5.1.1")
+            for path, headers in asked:
+                gone = httpx.get(path, headers=headers)
+                assert (gone.status_code, gone.json()["about"]) == (410, "5.5.1.1")
+
+    def test_of_two_studies_that_name_a_series_alike_stay_apart(self, tmp_path: Path) -> None:
+        archive = Archive(tmp_path)
+        folder = archive.volume_folder / "imported"
+        folder.mkdir(parents=True)
+        for number, study in enumerate(("5.6", "5.7"), start=1):
+            image(study, "5.5.2", number).save_as(folder / f"{study}.dcm", enforce_file_format=True)
+        archive.adopt(sorted(folder.iterdir()), writer="test")
+        with serving(application(archive)) as url:
+            for number, study in enumerate(("5.6", "5.7"), start=1):
+                (one,) = httpx.get(f"{url}/studies/{study}/series/5.5.2/metadata").json()
+                assert one["00080018"]["Value"] == [f"5.5.2.{number}"]
+                other = f"{url}/studies/{study}/series/5.5.2/instances/5.5.2.{3 - number}/frames/1"
+                assert httpx.get(other).status_code == 404
 
 
 class TestObjects:

@@ -154,6 +154,16 @@ def test_other_pixels_under_the_same_uid_are_refused_and_the_first_stay(studies:
     assert post(studies, [other]).status_code == 409
 
 
+def test_one_uid_in_two_series_of_a_request_is_stored_once(studies: str, archive: Archive, image: Any) -> None:
+    uid = generate_uid()
+    first = image(SOPInstanceUID=uid)
+    answer = post(studies, [first, image(SOPInstanceUID=uid, SeriesInstanceUID="1.2.4")])
+    assert answer.status_code == 202
+    (failed,) = answer.json()[FAILED]["Value"]
+    assert reason(failed) == (0x0111, "sent in another series, too (give it a UID of its own)")
+    assert [path.read_bytes() for path in files(archive)] == [first]
+
+
 def test_a_uid_that_another_series_has_is_refused(studies: str, archive: Archive, image: Any) -> None:
     uid = generate_uid()
     post(studies, [image(SOPInstanceUID=uid)])
