@@ -182,6 +182,15 @@ class _Run:
             raise
         except (CatalogError, OSError) as problem:
             return replace(told, reason=str(problem))
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as problem:  # an attribute that is not as it must be
+            said = " ".join(str(problem).split())[:200]
+            return replace(told, reason=f"{source.path}: it is broken: {said} (write it again)")
 
     def _targets(self, source: _Source, outlines: Outlines) -> list[str]:
         """The series of the cohort that it may be of, in the order in which it names them."""
@@ -291,8 +300,11 @@ def _listed(path: str) -> Iterator[_Source]:
 def _of_csv(path: Path) -> Iterator[_Source]:
     if not path.is_file():
         raise CatalogError("no such file", about=str(path), remedy="check the path")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin a file with a mark
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise CatalogError(f"not a CSV file in UTF-8: {problem}", about=str(path), remedy="save it as CSV UTF-8") from None
     if not rows or not {"series_uid", "label"} <= set(rows[0]):
         raise CatalogError("has no rows with the columns series_uid and label", about=str(path), remedy="write one a label")
     for row in rows:

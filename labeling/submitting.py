@@ -59,6 +59,9 @@ def take(
         if (known.project, known.series_uid) != (project.key, told.series):
             raise Refused(409, "this id is another label's", about=f"label {label_id}", remedy="give the new label a new id")
         return known
+    if told.series not in {case.series_uid for case in project.cases(archive)}:
+        remedy = f"open a series of its cohort: voxloop cases --explain says what is in that of {project.key}"
+        raise Refused(422, "the series is no case of the project", about=told.series, remedy=remedy)
     grid = archive.geometry(told.series)
     array = _decoded(archive, project, told, sent) if dicom else _unpacked(archive, project, told, sent)
     mask = hd.Volume(array, grid.affine, "PATIENT", frame_of_reference_uid=grid.frame_of_reference_uid)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 import time
 import uuid
 import zlib
@@ -24,6 +25,7 @@ TIMEOUT = 900.0
 KEPT = 256
 """Suggestions that are remembered."""
 
+_log = logging.getLogger(__name__)
 _START = "start it with voxloop up, which serves a model once one is promoted"
 
 
@@ -110,6 +112,10 @@ class Suggestions:
             told = replace(told, state="failed", problem=Problem(problem.problem, problem.about, problem.remedy))
         except (KeyError, TypeError, ValueError, zlib.error) as problem:
             said = Problem(f"its answer was not understood: {problem!r}", self._endpoint, "see the endpoint's log")
+            told = replace(told, state="failed", problem=said)
+        except Exception as problem:  # who waits is told, whatever it was
+            _log.exception("the suggestion for %s", told.series)
+            said = Problem(f"the server failed: {type(problem).__name__}", told.series, "see its log")
             told = replace(told, state="failed", problem=said)
         asked.suggestion = replace(told, elapsed=round(time.monotonic() - asked.began, 3))
 

@@ -57,6 +57,7 @@ class Viewer(StaticFiles):
     """
 
     def __init__(self, folder: Path) -> None:
+        folder = folder.resolve()  # as Starlette gives a file's path
         super().__init__(directory=folder, check_dir=False)
         self.index = folder / "index.html"
 

@@ -2,6 +2,7 @@
 import * as api from './api.js';
 import * as mask from './mask.js';
 import { host, imageOf, service, until } from './host.js';
+import { warnOfUnsubmitted } from './label.js';
 import { drawing, say, state } from './state.js';
 
 export async function compare(series) {
@@ -10,6 +11,7 @@ export async function compare(series) {
     const remedy = 'label it, and predict it with voxloop batch-infer';
     throw new api.Problem({ title: 'There is neither a label nor a prediction of this series', about: series, remedy });
   }
+  warnOfUnsubmitted('Compare with the model');
   const image = imageOf(series);
   const [left, right] = await sideBySide(image);
   for (const { segmentationId } of service('segmentationService').getSegmentations()) mask.remove(segmentationId);

@@ -2,7 +2,7 @@
 import * as api from './api.js';
 import * as clock from './clock.js';
 import * as mask from './mask.js';
-import { active, host, imageOf, service, source } from './host.js';
+import { active, host, imageOf, service, source, until } from './host.js';
 import { changed, drawing, drawn, forget, say, state } from './state.js';
 
 const key = () => state.project.key;
@@ -77,11 +77,22 @@ function opened() {
 }
 
 // The segmentations in the viewer whose voxels are others than they came with or were submitted with; or those that are not.
+// What was made by the viewer's own tools came with nothing: all of it is the reader's.
 const inViewer = edited =>
   drawn().filter(
     ([id, { kept }]) =>
-      service('segmentationService').getSegmentation(id) && edited === (kept !== null && kept !== mask.look(id).digest)
+      service('segmentationService').getSegmentation(id) && edited === (kept === null || kept !== mask.look(id).digest)
   );
+
+// Says once, before `button` takes drawings out of the viewer, that one is not submitted.
+let warned = '';
+export function warnOfUnsubmitted(button) {
+  const unsubmitted = inViewer(true).map(([id]) => id);
+  const about = [button, ...unsubmitted].join(' ');
+  if (!unsubmitted.length || warned === about) return;
+  warned = about;
+  throw new api.Problem({ title: 'Your drawing is not submitted', remedy: `submit it, or press ${button} again to leave it` });
+}
 
 // Adds a drawing to the viewer; what was added before and not touched makes room for it.
 export async function put(make, about) {
@@ -134,7 +145,8 @@ export async function submit() {
   const { slices, voxels } = mask.read(segmentationId);
   const { segments } = service('segmentationService').getSegmentation(segmentationId);
   const states = Object.fromEntries(state.project.segments.map(({ name }) => [name, stateOf(name)]));
-  const sent = `${mask.look(segmentationId).digest} ${JSON.stringify(states)}`;
+  const { digest } = mask.look(segmentationId); // what is drawn while it is on its way is not submitted
+  const sent = `${digest} ${JSON.stringify(states)}`;
   if (about.sent !== sent) Object.assign(about, { sent, labelId: crypto.randomUUID() }); // the same again is no second label
   const stored = await api.submit(
     key(),
@@ -152,8 +164,7 @@ export async function submit() {
     },
     voxels
   );
-  const kept = mask.look(segmentationId).digest;
-  Object.assign(about, { parent: stored.label_id, suggestion: null, suggestedBy: null, kept, sent: '' });
+  Object.assign(about, { parent: stored.label_id, suggestion: null, suggestedBy: null, kept: digest, sent: '' });
   clock.restart();
   forgetStudy(stored.study_uid);
   await refresh(series);
@@ -167,13 +178,8 @@ export function forgetStudy(study) {
   data.deleteStudyMetadataPromise(`${data.getConfig().name}:${study}`);
 }
 
-let warned = null;
 export async function next() {
-  const [unsubmitted] = inViewer(true).map(([id]) => id);
-  if (unsubmitted && warned !== unsubmitted) {
-    warned = unsubmitted;
-    throw new api.Problem({ title: 'Your drawing is not submitted', remedy: 'submit it, or press Next sample again to leave it' });
-  }
+  warnOfUnsubmitted('Next sample');
   const wanted = { strategy: state.strategy, skip: state.skipped, author: state.author.trim() };
   const told = await api.next(key(), wanted);
   Object.assign(state, { offer: told.next, remaining: told.remaining });
@@ -184,5 +190,21 @@ export async function next() {
   state.skipped = [...state.skipped, told.next.series].slice(-10000);
   forgetStudy(told.next.study);
   say(`${told.next.patient || told.next.study}: ${told.next.reason}.`);
-  host.commandsManager.runCommand('navigateHistory', { to: `/label?StudyInstanceUIDs=${told.next.study}` });
+  const { study, series } = told.next;
+  if (active().image?.StudyInstanceUID !== study)
+    host.commandsManager.runCommand('navigateHistory', { to: `/label?StudyInstanceUIDs=${study}` });
+  await show(study, series);
+}
+
+// The series in the viewport that is worked in; OHIF first opens one of its own choice.
+async function show(study, series) {
+  await until(() => {
+    const { image, viewportId } = active();
+    const wanted = imageOf(series);
+    if (!wanted || image?.StudyInstanceUID !== study) return false;
+    if (image === wanted) return true;
+    const displaySetInstanceUIDs = [wanted.displaySetInstanceUID];
+    service('viewportGridService').setDisplaySetsForViewports([{ viewportId, displaySetInstanceUIDs }]);
+    return false;
+  }, `series ${series}`);
 }

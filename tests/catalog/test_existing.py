@@ -300,6 +300,32 @@ def test_what_does_not_fit_is_refused_and_the_others_go_on(stored: Stored, proje
     assert len(list((archive.home / "volume" / "labels").rglob("*.dcm"))) == 1
 
 
+def test_a_broken_object_is_named_and_the_others_go_on(stored: Stored, project: Project, tmp_path: Path) -> None:
+    archive, uid = stored()
+    array = as_theirs(drawn(archive.geometry(uid).spatial_shape))
+    whole = write_seg(archive, uid, tmp_path / "whole.dcm", array)
+    broken = pydicom.dcmread(whole)
+    del broken.SOPInstanceUID
+    pydicom.dcmwrite(tmp_path / "broken.dcm", broken)
+    first, second = import_labels(archive, project, [tmp_path / "broken.dcm", whole]).sources
+    assert (first.outcome, second.outcome) == ("refused", "added")
+    assert "broken.dcm" in first.reason
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
+def test_a_spreadsheets_file_is_read_or_refused_by_name(
+    stored: Stored, project: Project, tmp_path: Path, encoding: str
+) -> None:
+    archive, uid = stored()
+    write_seg(archive, uid, tmp_path / "müller.dcm", as_theirs(drawn(archive.geometry(uid).spatial_shape)))
+    (tmp_path / "list.csv").write_text(f"series_uid,label\n{uid},müller.dcm\n", encoding=encoding)
+    if encoding == "latin-1":
+        with pytest.raises(CatalogError, match=r"list.csv: not a CSV file in UTF-8"):
+            import_labels(archive, project, [tmp_path / "list.csv"])
+    else:
+        assert only(archive, project, tmp_path / "list.csv").outcome == "added"
+
+
 def test_nothing_that_is_no_structure_is_guessed(stored: Stored, project: Project, tmp_path: Path) -> None:
     archive, uid = stored()
     shape = archive.geometry(uid).spatial_shape

@@ -308,7 +308,7 @@ class TestLabel:
             ({"colour": "red"}, 422, "colour"),
             ({"seconds": -1}, 422, "seconds"),
             ({"slices": ["1.2.3"]}, 422, "1.2.3"),
-            ({"series": "1.2.3"}, 400, "no such series"),
+            ({"series": "1.2.3"}, 422, "no case of the project"),
         ],
     )
     def test_that_does_not_fit_is_refused_with_the_reason_and_nothing_is_stored(
