@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog.conflicts import alike
+from catalog.deflated import DEFLATED, check
 from catalog.disk import sync_files, sync_folder
 from catalog.errors import CatalogError
 from catalog.files import exists, is_url, listed
@@ -35,7 +36,6 @@ FOLDER = "stow"
 _UIDS = {"StudyInstanceUID": 0x0020000D, "SeriesInstanceUID": 0x0020000E, "SOPInstanceUID": 0x00080018}
 _SYNTAX, _CLASS = 0x00020010, 0x00080016
 _HEADER = 1 << 26  # bytes: the frames of the largest segmentations need a tenth of it
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")
 
 
@@ -117,7 +117,12 @@ def _taken(archive: "Archive", file: Path, study: str) -> _Taken:
     except OSError as problem:
         return _Taken(file, Deposited().failed(Reason.PROCESSING, _line(problem)))
     one = _Taken(file, _checked(file, header, study))
-    if one.told.failure is None and mends(one.told.sop_class) and header.first(_SYNTAX) != _DEFLATED:
+    try:
+        with file.open("rb") as opened:
+            check(opened)
+    except CatalogError as problem:
+        return _Taken(file, one.told.failed(Reason.NOT_UNDERSTOOD, problem.problem))
+    if one.told.failure is None and mends(one.told.sop_class) and header.first(_SYNTAX) != DEFLATED:
         _mend(archive, one)
     return one
 
@@ -201,7 +206,7 @@ class _Placing:
         archive.index.follow(archive.objects)
         targets = [self._target(one.told) for one in good]
         journal.open(targets)
-        there = [target for one, target in zip(good, targets, strict=True) if self._put(one, target)]
+        there = [target for one, target in zip(good, targets, strict=True) if self._tried(one, target)]
         for folder in {target.parent for target in there}:
             sync_folder(folder)
         catalogue(archive, [listed(path) for path in dict.fromkeys(there)])
@@ -210,6 +215,14 @@ class _Placing:
 
     def _target(self, told: Deposited) -> Path:
         return self.root / told.study_uid / told.series_uid / f"{told.sop_uid}.dcm"
+
+    def _tried(self, one: _Taken, target: Path) -> bool:
+        """As ``_put``; what the system refuses of one spoils no other."""
+        try:
+            return self._put(one, target)
+        except OSError as problem:
+            one.told = one.told.failed(Reason.PROCESSING, _line(problem))
+            return False
 
     def _put(self, one: _Taken, target: Path) -> bool:
         """Whether the object is at ``target``, put there now or before."""

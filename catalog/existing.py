@@ -143,7 +143,6 @@ class _Run:
         self.cases = {case.series_uid: case for case in project.cases(archive)}
         if series and series not in self.cases:
             raise self._not_in_cohort([series])
-        self.current = labels.current(archive, project.key)
         self.own = {
             **dict.fromkeys(archive.labels.scan(("seg_uid",)).read_all()["seg_uid"].to_pylist(), "a label"),
             **dict.fromkeys(archive.predictions.scan(("sop_uid",)).read_all()["sop_uid"].to_pylist(), "a prediction"),
@@ -230,7 +229,7 @@ class _Run:
             if stored := labels.revision(self.archive, label_id):
                 return replace(told, outcome="already", series_uid=uid, label_id=label_id, states=stored.states)
         uid, mask = _fitting(self.archive, outlines, targets, {number: one.value for number, one in structures.items()})
-        label_id, parent = self._label_id(uid, outlines, structures), self.current.get(uid)
+        label_id, parent = self._label_id(uid, outlines, structures), labels.current(self.archive, self.project.key).get(uid)
         if parent is not None and parent.role != IMPORTED and self.status != "draft":
             problem = f"the series has a label by {parent.author} ({parent.role}) in project {self.project.key}"
             raise CatalogError(problem, about=uid, remedy="import as a draft, which hides nothing: --status draft")
@@ -244,8 +243,6 @@ class _Run:
             parent=parent.label_id if parent else None,
         )
         stored = labels.submit(self.archive, self.project.key, self.project.label_set, submission, label_id=label_id)
-        if self.status != "draft":
-            self.current[uid] = stored
         volumes = _volumes_ml(self.project.label_set, mask)
         return replace(told, outcome="added", series_uid=uid, label_id=label_id, states=stored.states, volumes_ml=volumes)
 

@@ -14,8 +14,8 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from catalog import Archive, LabelRevision, Project, VoxloopError, mask, quoted, seg
-from catalog.dicomweb._problem import HANDLERS, Refused, problem
 from catalog.labels import history, revision
+from catalog.problem import HANDLERS, Refused, problem
 from labeling.capped import Capped
 from labeling.masks import Mask, Masks, Segment
 from labeling.pool import REFERENCE, STRATEGIES, Left, Offer, Pool
@@ -82,7 +82,7 @@ class Asked(_Strict):
 
 
 class Predicted(BaseModel):
-    """The champion's latest prediction of a series."""
+    """The latest prediction of a series, by whichever version made it."""
 
     sop_uid: str
     model: str
@@ -91,7 +91,7 @@ class Predicted(BaseModel):
 
 
 class Comparison(BaseModel):
-    """The reader's current label and the champion's latest prediction; null where there is none."""
+    """The reader's current label and the latest prediction; null where there is none."""
 
     label: dict[str, Any] | None
     prediction: Predicted | None
@@ -202,7 +202,7 @@ def _add_labels(app: FastAPI, archive: Archive, known: dict[str, Project], masks
 def _add_predictions(app: FastAPI, archive: Archive, known: dict[str, Project], masks: Masks) -> None:
     @app.get("/projects/{key}/compare")
     def compare(key: str, series: Annotated[str, Query(max_length=128)]) -> Comparison:
-        """The reader's current label of a series and the champion's latest prediction."""
+        """The reader's current label of a series and the latest prediction."""
         labels = [found for found in history(archive, _project(known, key).key, series) if found.status != "draft"]
         rows = _predictions(archive, f"project = {quoted(key)} AND series_uid = {quoted(series)}")
         latest = max(rows, key=lambda row: row["created_at"], default=None)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from catalog.dicomweb._problem import problem
+from catalog.problem import problem
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from catalog import Archive, LabelSet
-from catalog.dicomweb._problem import Refused
+from catalog.problem import Refused
 from catalog.volumes import pick
 
-__all__ = ["Mask", "Masks", "Segment", "from_bytes", "slice_names"]
+__all__ = ["Mask", "Masks", "Segment", "from_bytes", "slice_names", "valued"]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def from_bytes(
     shape = archive.geometry(series).spatial_shape
     drawn = np.frombuffer(_unpacked(packed, len(slices) * shape[1] * shape[2], series), np.uint8)
     array = np.zeros(shape, np.uint8)
-    array[[order[name] for name in slices]] = _values(drawn, names, labels, series).reshape(-1, *shape[1:])
+    array[[order[name] for name in slices]] = valued(drawn, names, labels, series).reshape(-1, *shape[1:])
     return array
 
 
@@ -142,8 +142,11 @@ def _unpacked(packed: bytes, size: int, series: str) -> bytes:
     return voxels
 
 
-def _values(drawn: "np.ndarray[Any, Any]", names: Mapping[int, str], labels: LabelSet, series: str) -> "np.ndarray[Any, Any]":
-    """The voxels with the label set's values for the viewer's."""
+def valued(drawn: "np.ndarray[Any, Any]", names: Mapping[int, str], labels: LabelSet, series: str) -> "np.ndarray[Any, Any]":
+    """Voxels (uint8) with the label set's values for those that ``names`` gives the structures' names of.
+
+    Refused (422) where voxels have no structure of ``labels``.
+    """
     known = {structure.name: structure.value for structure in labels.structures}
     lookup = np.zeros(256, np.uint8)
     for value in set(np.unique(drawn).tolist()) - {0}:
@@ -152,5 +155,5 @@ def _values(drawn: "np.ndarray[Any, Any]", names: Mapping[int, str], labels: Lab
             problem = f"{name!r} has voxels and is no structure of {labels.name}"
             raise Refused(422, problem, about=series, remedy=f"name the segment as one of {', '.join(known)}, or erase it")
         lookup[value] = known[name]
-    valued: np.ndarray[Any, Any] = lookup[drawn]
-    return valued
+    found: np.ndarray[Any, Any] = lookup[drawn]
+    return found

@@ -8,9 +8,10 @@ import highdicom as hd
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from catalog import Archive, LabelRevision, Project, State, Submission, seg, submit
-from catalog.dicomweb._problem import Refused
+from catalog import Archive, CatalogError, LabelRevision, Project, State, Submission, seg, submit
+from catalog.deflated import check
 from catalog.labels import revision
+from catalog.problem import Refused
 from catalog.repair import repair
 from labeling.contours import added_path_length
 from labeling.masks import Masks, from_bytes
@@ -93,7 +94,10 @@ def _decoded(archive: Archive, project: Project, told: SubmittedLabel, sent: byt
     from pydicom.errors import InvalidDicomError
 
     try:
+        check(io.BytesIO(sent))
         dataset = dcmread(io.BytesIO(sent))
+    except CatalogError as problem:
+        raise Refused(422, problem.problem, about=told.series, remedy=problem.remedy) from None
     except (InvalidDicomError, EOFError, ValueError, KeyError) as problem:
         said = " ".join(str(problem).split())[:200]
         raise Refused(

@@ -14,8 +14,8 @@ import httpx
 import numpy as np
 
 from catalog import Archive, Project, VoxloopError
-from catalog.dicomweb._problem import Refused
-from labeling.masks import Mask, Masks
+from catalog.problem import Refused
+from labeling.masks import Mask, Masks, valued
 
 __all__ = ["Problem", "Suggestion", "Suggestions"]
 
@@ -150,4 +150,5 @@ class Suggestions:
             problem = f"the prediction, {shape}, is not on the series' grid, {grid.spatial_shape}"
             raise Refused(502, problem, about=series, remedy="see that the endpoint reads the same home")
         array = np.frombuffer(zlib.decompress(base64.b64decode(labelmap["data"])), np.uint8).reshape(shape)
-        return self._masks.add(self._archive, series, array, project.label_set)
+        names = {value: name for name, value in labelmap["structures"].items()}  # the version's own, not the project's
+        return self._masks.add(self._archive, series, valued(array, names, project.label_set, series), project.label_set)

@@ -197,7 +197,7 @@ class VoxloopModel(PythonModel):  # type: ignore[misc]
         made: dict[str, Callable[[], Any]] = {
             "seg": lambda: _seg(self.served, image, found, sources()),
             "nifti": lambda: _nifti(found.mask),
-            "labelmap": lambda: _labelmap(found.mask),
+            "labelmap": lambda: _labelmap(found.mask, self.served.label_set),
             "volumes": lambda: found.volumes_ml,
             "uncertainty": lambda: _uncertainty(found),
         }
@@ -246,10 +246,12 @@ def _uncertainty(found: Prediction) -> dict[str, float]:
     return {"mean_entropy": found.entropy, **apart}
 
 
-def _labelmap(mask: "hd.Volume") -> dict[str, Any]:
-    """The label map itself: ``data`` is base64 of zlib of uint8 in C order, ``affine`` maps an index to LPS mm."""
+def _labelmap(mask: "hd.Volume", labels: LabelSet) -> dict[str, Any]:
+    """The label map itself: ``data`` is base64 of zlib of uint8 in C order, ``affine`` maps an index to LPS mm, ``structures``
+    gives each structure's voxel value."""
     data = base64.b64encode(zlib.compress(np.ascontiguousarray(mask.array).tobytes())).decode()
-    return {"data": data, "encoding": "zlib", "dtype": "uint8", "shape": list(mask.array.shape), "affine": mask.affine.tolist()}
+    stored = {"data": data, "encoding": "zlib", "dtype": "uint8", "shape": list(mask.array.shape)}
+    return {**stored, "affine": mask.affine.tolist(), "structures": {one.name: one.value for one in labels.structures}}
 
 
 def _origin(run: Any, folder: Path, home: str, index_url: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from catalog.dicomweb._problem import problem
+from catalog.problem import problem
 from voxloop.errors import FrontDoorError
 from voxloop.settings import Settings
 

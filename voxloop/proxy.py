@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from catalog.dicomweb._problem import problem
+from catalog.problem import problem
 
 __all__ = ["Proxy"]
 

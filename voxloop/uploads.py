@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from catalog import atomic_file, uploads
-from catalog.dicomweb._problem import Refused
 from catalog.errors import CatalogError
+from catalog.problem import Refused
 
 __all__ = ["LARGEST", "routes"]
 

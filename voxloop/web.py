@@ -18,8 +18,8 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Mount, Route
 
 from catalog import Archive, Project, dicomweb, uploads
-from catalog.dicomweb._problem import HANDLERS
 from catalog.errors import VoxloopError
+from catalog.problem import HANDLERS
 from labeling import api, ohif
 from voxloop import login
 from voxloop import uploads as uploading

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from starlette.requests import Request
 
-from catalog.dicomweb._problem import Refused
+from catalog.problem import Refused
 
 __all__ = ["EXPLICIT", "MEDIA", "Range", "accepted", "asked_for", "boundary", "json_type", "media_type"]
 

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import AsyncIterator
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
 
-from catalog.dicomweb._problem import Refused
 from catalog.errors import CatalogError
 from catalog.files import is_url, listed, on_disk, open_binary
+from catalog.problem import Refused
 
 if TYPE_CHECKING:
     from catalog.index import Indexed
@@ -25,9 +26,10 @@ def changed(found: "Indexed") -> Refused:
     return Refused(410, "its file has gone or changed since it was catalogued", about=found.sop_uid, remedy=remedy)
 
 
-def tag(found: "Indexed") -> str:
-    """The ETag of an object: another file has another."""
-    return f'"{found.modified:x}-{found.length:x}"'
+def tag(found: "Indexed", *how: object) -> str:
+    """The ETag of an object, shown as ``how`` says: another file has another, and another way to show it."""
+    shown = f"-{blake2b(repr(how).encode(), digest_size=6).hexdigest()}" if how else ""
+    return f'"{found.modified:x}-{found.length:x}{shown}"'
 
 
 def check(found: "Indexed") -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from catalog.deposit import is_uid
-from catalog.dicomweb._problem import Refused
 from catalog.files import Key
 from catalog.index import Indexed
+from catalog.problem import Refused
 from catalog.rows import SeriesRows
 
 if TYPE_CHECKING:

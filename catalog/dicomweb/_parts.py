@@ -8,7 +8,7 @@ from typing import BinaryIO
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
-from catalog.dicomweb._problem import Refused
+from catalog.problem import Refused
 
 __all__ = ["Part", "Parts"]
 

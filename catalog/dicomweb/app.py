@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from catalog.dicomweb import _problem, openapi, qido, stow, uri, wado
+from catalog.dicomweb import openapi, qido, stow, uri, wado
 from catalog.dicomweb._gone import Gone
 from catalog.dicomweb._held import Held
+from catalog.problem import HANDLERS
 
 if TYPE_CHECKING:
     from catalog.archive import Archive
@@ -28,4 +29,4 @@ def application(archive: "Archive", *, largest: int = stow.LARGEST) -> Starlette
         *openapi.routes(),
         *stow.routes(archive, largest=largest),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(Gone)], exception_handlers=_problem.HANDLERS)
+    return Starlette(routes=routes, middleware=[Middleware(Gone)], exception_handlers=HANDLERS)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import blake2b
 from struct import unpack_from
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from catalog.dicomweb import _files
 from catalog.dicomweb._accept import EXPLICIT, accepted, asked_for, boundary, media_type
 from catalog.dicomweb._held import Held, Place
-from catalog.dicomweb._problem import Refused
+from catalog.problem import Refused
 
 if TYPE_CHECKING:
     from catalog.index import Indexed
@@ -82,7 +81,7 @@ class Frames:
         if b"accept=" in scope["query_string"]:
             accept = asked_for(Request(scope))
         offer = chosen(accept, place.object.syntax, len(numbers) == 1)
-        told = f'{_files.tag(place.object)[:-1]}-{_digest(offer)}"'
+        told = _files.tag(place.object, offer)  # a cache may hold several representations
         if told.encode() in headers.get(b"if-none-match", b""):
             await send({"type": "http.response.start", "status": 304, "headers": _headers(told, "", 0)[1:3]})
             await send({"type": "http.response.body"})
@@ -103,12 +102,6 @@ class Frames:
             body = await frame(place, number, offer, head, b"\r\n")
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": f"--{mark}--\r\n".encode()})
-
-
-@lru_cache(maxsize=1024)
-def _digest(offer: Offer) -> str:
-    """What tells one representation of a frame from another in its ETag: a cache may hold several."""
-    return blake2b(f"{offer.type} {offer.multipart}".encode(), digest_size=4).hexdigest()
 
 
 def _headers(told: str, kind: str, length: int | None) -> list[tuple[bytes, bytes]]:

@@ -13,8 +13,8 @@ from starlette.routing import Route
 from catalog.dicomweb._accept import asked_for, json_type
 from catalog.dicomweb._held import Held, checked
 from catalog.dicomweb._links import instance, root
-from catalog.dicomweb._problem import Refused
 from catalog.index import ATTRIBUTES, Level
+from catalog.problem import Refused
 
 __all__ = ["MOST", "attributes", "routes"]
 

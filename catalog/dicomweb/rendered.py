@@ -9,10 +9,10 @@ from starlette.responses import Response
 from catalog.dicomweb import _files
 from catalog.dicomweb._accept import accepted
 from catalog.dicomweb._held import Place
-from catalog.dicomweb._problem import Refused
 from catalog.dicomweb.frames import IMMUTABLE
 from catalog.errors import CatalogError
 from catalog.frames import NoPicture
+from catalog.problem import Refused
 from catalog.thumbnail import LARGEST, Window, rendered
 
 __all__ = ["FORMATS", "picture"]
@@ -52,7 +52,11 @@ def picture(
     written = BytesIO()
     shown.save(written, FORMATS[media], **({"quality": quality} if media == "image/jpeg" else {}))
     cache = IMMUTABLE if len(places) == 1 else "private, no-cache"
-    told = {"ETag": _files.tag(found), "Cache-Control": cache, "Vary": "Accept"}
+    told = {
+        "ETag": _files.tag(found, kind, number, media, *sorted(parameters.items())),
+        "Cache-Control": cache,
+        "Vary": "Accept",
+    }
     return Response(written.getvalue(), headers=told, media_type=media)
 
 

@@ -18,11 +18,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from catalog.deposit import FOLDER, Deposited, Reason, deposit, is_uid
+from catalog.dicomweb._accept import json_type
 from catalog.dicomweb._links import instance, root
 from catalog.dicomweb._parts import Part, Parts
-from catalog.dicomweb._problem import Refused
 from catalog.disk import TEMPORARY, full_disk, remove_leftovers
 from catalog.errors import CatalogError
+from catalog.problem import Refused
 
 if TYPE_CHECKING:
     from catalog.archive import Archive
@@ -35,7 +36,6 @@ LARGEST = 4 << 30
 _PIECE = 1 << 20  # bytes that are handed to the disk at once
 _AT_ONCE = 8  # uploads that work on the disk at the same time; others wait and are answered in their turn
 _TAKEN = 'send multipart/related; type="application/dicom", or one object as application/dicom'
-_JSON = ("application/dicom+json", "application/json", "application/*", "*/*")
 
 
 def routes(
@@ -72,7 +72,7 @@ class _Store:
         study = request.path_params.get("study", "")
         if study and not is_uid(study):
             raise Refused(400, "not a UID", about=study[:64], remedy="address a study by its StudyInstanceUID")
-        _refuse_other_answers(request)
+        json_type(request.headers.get("accept", ""))
         boundary = _boundary(request)
         self._refuse_larger(int(request.headers.get("content-length") or 0))
         try:
@@ -147,15 +147,6 @@ def _make(folder: Path) -> None:
             folder.mkdir(parents=True)
     except CatalogError as problem:
         raise Refused(507, problem.problem, about=problem.about, remedy="free some space, then send it again") from None
-
-
-def _refuse_other_answers(request: Request) -> None:
-    accepted = request.headers.get("accept") or "*/*"
-    for one in accepted.split(","):
-        kind, _, parameters = one.partition(";")
-        if kind.strip().lower() in _JSON and parameters.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000"):
-            return
-    raise Refused(406, "the answer is application/dicom+json", about=accepted[:200], remedy="accept that")
 
 
 def _boundary(request: Request) -> bytes | None:

@@ -8,9 +8,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from catalog.dicomweb._held import Held, checked
-from catalog.dicomweb._problem import Refused
 from catalog.dicomweb.rendered import FORMATS, picture
 from catalog.dicomweb.wado import single
+from catalog.problem import Refused
 
 __all__ = ["PARAMETERS", "routes"]
 

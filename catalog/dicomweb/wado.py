@@ -14,19 +14,21 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from catalog.deflated import DEFLATED, check, inflated
 from catalog.dicomweb import _files
 from catalog.dicomweb._accept import EXPLICIT, accepted, asked_for, boundary, json_type
 from catalog.dicomweb._held import Held, Place
 from catalog.dicomweb._links import instance, root
-from catalog.dicomweb._problem import Refused
 from catalog.dicomweb.frames import IMMUTABLE, Frames
 from catalog.dicomweb.rendered import picture
+from catalog.files import open_binary
+from catalog.index import Indexed
+from catalog.problem import Refused
 
 __all__ = ["routes", "single"]
 
 _REMEMBERED = 64 << 20  # bytes of metadata, as they were sent
 _LEVELS = ("/studies/{study}", "/studies/{study}/series/{series}", "/studies/{study}/series/{series}/instances/{sop}")
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 def routes(held: Held) -> list[Route]:
@@ -59,6 +61,8 @@ class _Service:
         places = await run_in_threadpool(self._places, request)
         accept, one = asked_for(request), len(places) == 1 and "sop" in request.path_params
         whole, decode = _offered(accept, places, one)
+        if not whole:
+            return await single(places[0], accept, request.headers.get("if-none-match", ""))
         told = _etag(places, accept)
         if told in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers={"ETag": told})
@@ -67,8 +71,6 @@ class _Service:
             await _files.read(place.object, 0, 0)  # refused now if it has gone: later the answer would break off
         for place in {place.object.syntax: place for place in places if decode}.values():
             await run_in_threadpool(_decompressed, place)  # and so if there is no codec
-        if not whole:
-            return await single(places[0], accept, "")
         mark = boundary()
         kind = f'multipart/related; type="application/dicom"; boundary={mark}'
         return StreamingResponse(_parts(places, decode, mark), headers=headers, media_type=kind)
@@ -138,13 +140,13 @@ class _Service:
         return body
 
     async def _value(self, place: Place, offset: int, length: int) -> AsyncIterator[bytes]:
-        found, inflated = place.object, b""
-        if found.syntax == _DEFLATED:
-            inflated = await run_in_threadpool(_inflated, found.path)
-        if offset + length > (len(inflated) or found.length):
+        found, whole = place.object, b""
+        if found.syntax == DEFLATED:
+            whole = await run_in_threadpool(_inflated, found)
+        if offset + length > (len(whole) or found.length):
             raise Refused(404, "the object has no such bytes", about=found.sop_uid, remedy=_AS_TOLD)
         await _files.read(found, 0, 0)  # refused now if the file has gone
-        return _alone(inflated[offset : offset + length]) if inflated else _files.stream(found, offset, length)
+        return _alone(whole[offset : offset + length]) if whole else _files.stream(found, offset, length)
 
 
 _AS_TOLD = "ask as the metadata's BulkDataURI does"
@@ -179,16 +181,11 @@ def _one(place: Place, row: Any, base: str) -> bytes:
     return orjson.dumps(dict(sorted(header.items())))
 
 
-def _inflated(path: str) -> bytes:
+def _inflated(found: Indexed) -> bytes:
     """A deflated file as if its data set stood there inflated, as the metadata count its bytes."""
-    import zlib
-
-    from catalog.files import open_binary
-
-    with open_binary(path) as file:
-        whole = file.read()
-    start = 132 + 12 + int.from_bytes(whole[140:144], "little") if whole[128:132] == b"DICM" else 0
-    return whole[:start] + zlib.decompressobj(-zlib.MAX_WBITS).decompress(whole[start:], 1 << 28)
+    with open_binary(found.path) as file:
+        check(file)
+        return b"".join(inflated(file))
 
 
 def _etag(places: Sequence[Place], *more: str) -> str:

@@ -26,9 +26,9 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from catalog import Archive, LabelSet, seg
-from catalog.dicomweb import _problem, application, stow
+from catalog.dicomweb import application, stow
 from catalog.dicomweb._parts import Parts
-from catalog.dicomweb._problem import Refused
+from catalog.problem import HANDLERS, Refused
 from catalog.repair import faults, repair
 from catalog.testing import serving
 from catalog.walk import BrokenHeader, walk
@@ -42,7 +42,7 @@ FAILED, STORED, OTHER = "00081198", "00081199", "0008119A"
 
 
 def mounted(archive: Archive, **limits: Any) -> Starlette:
-    app = Starlette(routes=[*stow.routes(archive, **limits)], exception_handlers=_problem.HANDLERS)
+    app = Starlette(routes=[*stow.routes(archive, **limits)], exception_handlers=HANDLERS)
     return Starlette(routes=[Mount("/dicomweb", app)])
 
 
@@ -152,6 +152,23 @@ def test_other_pixels_under_the_same_uid_are_refused_and_the_first_stay(studies:
     assert reason(failed) == (0x0111, "stored with other content (give it a UID of its own)")
     assert sorted(path.read_bytes() for path in files(archive)) == sorted([first, third])
     assert post(studies, [other]).status_code == 409
+
+
+def test_what_deflates_to_more_than_is_taken_fails_alone(
+    studies: str, archive: Archive, image: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalog.deflated.LARGEST", 1 << 20)
+    bomb = pydicom.dcmread(io.BytesIO(image(SOPInstanceUID=generate_uid())))
+    bomb.PixelData = bytes(3 << 20)
+    bomb.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    written = io.BytesIO()
+    bomb.save_as(written, enforce_file_format=True)
+    assert len(written.getvalue()) < 1 << 14
+    good = image()
+    answer = post(studies, [written.getvalue(), good])
+    assert answer.status_code == 202
+    assert reason(answer.json()[FAILED]["Value"][0])[0] == 0xC000
+    assert [path.read_bytes() for path in files(archive)] == [good]
 
 
 def test_one_uid_in_two_series_of_a_request_is_stored_once(studies: str, archive: Archive, image: Any) -> None:

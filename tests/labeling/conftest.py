@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pydicom
 import pytest
 
-from catalog import Archive, Project, Split, seg
+from catalog import Archive, LabelSet, Project, Split, seg
 from experiments import synthetic
 from serving.errors import ServingError
 from serving.request import Item, answer, parse
@@ -58,6 +58,7 @@ class Endpoint(BaseHTTPRequestHandler):
     clinic: Clinic
     refuse: str = ""
     name: str = "phantoms"
+    labels: LabelSet = synthetic.LABEL_SET
     asked: ClassVar[list[Item]] = []
 
     def do_POST(self) -> None:
@@ -75,8 +76,8 @@ class Endpoint(BaseHTTPRequestHandler):
         if self.refuse:
             return answer(None, ServingError(self.refuse), model=self.name, version="3")
         series = item.reference.value
-        mask = seg.decode(self.clinic.truth[series], self.clinic.archive.geometry(series), synthetic.LABEL_SET)
-        made = {"labelmap": _labelmap(mask), "uncertainty": {"mean_entropy": 0.25}, "volumes": {}}
+        mask = seg.decode(self.clinic.truth[series], self.clinic.archive.geometry(series), self.labels)
+        made = {"labelmap": _labelmap(mask, self.labels), "uncertainty": {"mean_entropy": 0.25}, "volumes": {}}
         return answer({name: made[name] for name in item.outputs}, None, model=self.name, version="3")
 
     def log_message(self, *_: Any) -> None:

@@ -18,9 +18,10 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from catalog import Archive, Project, freeze, seg
+from catalog import Archive, LabelSet, Project, freeze, seg
 from catalog.labels import history, mask
 from catalog.schemas import PREDICTIONS, SCORES
+from experiments import synthetic
 from labeling import api
 from labeling.masks import Masks, slice_names
 
@@ -187,6 +188,15 @@ class TestSuggestion:
         assert told["elapsed"] > 0
         assert told["mask"]["slices"] == [str(source.SOPInstanceUID) for source in clinic.archive.sources(series)]
         np.testing.assert_array_equal(mask_of(client, told["mask"]), truth)
+
+    def test_is_told_by_the_names_of_the_version_that_answered(
+        self, client: TestClient, endpoint: tuple[str, Any], series: str, truth: np.ndarray
+    ) -> None:
+        liver, spleen = synthetic.LABEL_SET.structures
+        endpoint[1].labels = LabelSet("before", (replace(spleen, value=1), replace(liver, value=2)))
+        np.testing.assert_array_equal(mask_of(client, suggested(client, series)["mask"]), truth)
+        endpoint[1].labels = LabelSet("before", (replace(liver, name="heart"), spleen))
+        assert "'heart' has voxels" in suggested(client, series)["problem"]["title"]
 
     def test_says_what_the_model_said(self, client: TestClient, endpoint: tuple[str, Any], series: str) -> None:
         endpoint[1].refuse = "two of its slices are missing"

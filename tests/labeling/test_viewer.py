@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 WAIT = 30_000  # ms: a busy machine draws slowly
-REAL = Path("/work/shared/data/acrin_nsclc_petct_seg")
+REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "acrin_nsclc_petct_seg"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 BUILD = installed(read().viewer_folder)
 

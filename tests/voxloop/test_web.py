@@ -18,11 +18,14 @@ import httpx
 import nibabel
 import numpy as np
 import pytest
+import uvicorn
 
 from catalog import uploads
 from voxloop.access import Rules, loopback
 from voxloop.errors import FrontDoorError
 from voxloop.login import LONGEST
+from voxloop.processes import bound
+from voxloop.protocol import BoundedProtocol
 from voxloop.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -533,6 +536,30 @@ def test_a_head_without_end_is_cut_off(web: Any, begin: bytes) -> None:
 @pytest.mark.parametrize("path", ["/mlflow%2F@example.test/x", "/endpoint%2F@example.test/", "/mlflow%2f%2fexample.test/x"])
 def test_only_the_server_behind_is_ever_asked(web: Any, path: str) -> None:
     assert status(at(web.port, path)) in (400, 404)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voxloop.protocol.BODY_S", 0.3)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    with bound("127.0.0.1", 0) as listening:
+        config = uvicorn.Config(app, http=BoundedProtocol, lifespan="off", log_level="error")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            port = listening.getsockname()[1]
+            head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\nConnection: close\r\n\r\n"
+            assert raw(port, head + b"1") == b""
+            assert status(raw(port, head + b"1234567890")) == 204
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def test_errors_are_problem_details(web: Any) -> None:
