@@ -46,7 +46,7 @@ def check(file: BinaryIO) -> None:
 
 
 def _syntax(head: bytes) -> str:
-    """The Transfer Syntax UID (0002,0010), which is in explicit VR little endian, whatever follows; empty where there is none."""
+    """The Transfer Syntax UID (0002,0010), in explicit VR little endian whatever follows; empty where there is none."""
     _, found, rest = head.partition(b"\2\0\x10\0UI")
     value = rest[2 : 2 + int.from_bytes(rest[:2], "little")] if found else b""
     return value.strip(b"\0 ").decode("ascii", "replace")

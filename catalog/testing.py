@@ -120,6 +120,7 @@ def serving(app: Any) -> Iterator[str]:
 
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # who comes before the server is up waits for it
     config = uvicorn.Config(app, log_level="error", lifespan="off", loop="uvloop", http="httptools")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -548,6 +548,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
         await send({"type": "http.response.body"})
 
     with bound("127.0.0.1", 0) as listening:
+        listening.listen()
         config = uvicorn.Config(app, http=BoundedProtocol, lifespan="off", log_level="error")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],))
