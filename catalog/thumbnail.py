@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
+from math import ceil, floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from pydicom import Dataset
 
-__all__ = ["LARGEST", "Window", "rendered", "thumbnail"]
+__all__ = ["LARGEST", "Region", "Window", "rendered", "thumbnail"]
 
 LARGEST = 256
 """How many pixels a picture is wide or high at most."""
@@ -23,6 +24,10 @@ LARGEST = 256
 _COLORS = ((230, 75, 53), (77, 187, 213), (0, 160, 135), (240, 180, 60), (130, 90, 200), (145, 209, 120), (220, 110, 170))
 Window = tuple[float, float, str]
 """Centre, width and function (LINEAR, LINEAR_EXACT, SIGMOID) of PS3.3 §C.11.2."""
+
+Region = Callable[[int, int], tuple[float, float, float, float]]
+"""From an image's (columns, rows) the part of it to show: from x, from y, to x, to y, in pixels from its top left corner,
+within it. Where *to* is less than *from* the picture is mirrored in that direction."""
 
 _WHOLE = (1 << 14, 1 << 14)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -51,10 +56,15 @@ def rendered(
     *,
     frame: int | None = None,
     window: Window | None = None,
+    region: Region | None = None,
     size: tuple[int, int] | None = None,
+    enlarge: bool = False,
 ) -> "Image.Image":
-    """As ``thumbnail``, of ``frame`` (from 0), with ``window`` in the place of the header's, within ``size`` (width, height);
-    where no size is given as large as the image is."""
+    """As ``thumbnail``, of ``frame`` (from 0), with ``window`` in the place of the header's, only the ``region``, within
+    ``size`` (width, height), as large as fits with ``enlarge``; where no size is given as large as the image is.
+
+    The window that is found without ``window`` is the whole frame's, not the region's. Raises what ``region`` raises.
+    """
     from PIL import Image
 
     image = ImageFile(path)
@@ -64,14 +74,16 @@ def rendered(
         with catch_warnings():
             simplefilter("ignore")  # of the file's own peculiarities
             pixels, shown = _picture(image, frame, window)
+            pixels, box = _cut(pixels, region) if region else (pixels, (0, 0, pixels.shape[1], pixels.shape[0]))
+            within, enlarge = size or _WHOLE, enlarge and size is not None
             proportion = _proportion(image.described(shown))
-            width, height = _fitted(pixels.shape[1], pixels.shape[0], proportion, size or _WHOLE)
+            fitted = _fitted(box[2] - box[0], box[3] - box[1], proportion, within, enlarge=enlarge)
     except CatalogError:
         raise
     except Exception as problem:  # a header can be wrong in any way
         said = " ".join(str(problem).split())[:200]
         raise CatalogError(f"no picture can be made of it: {type(problem).__name__} {said}", about=str(path)) from problem
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return Image.fromarray(pixels).resize(fitted, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
 def _picture(image: ImageFile, frame: int | None, window: Window | None) -> tuple[np.ndarray, int]:
@@ -231,8 +243,23 @@ def _proportion(header: "Dataset") -> float:
     return 1.0
 
 
-def _fitted(columns: int, rows: int, proportion: float, size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of the picture: the finer side keeps its pixels, unless both must shrink to fit into ``size``."""
+def _cut(pixels: np.ndarray, region: Region) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """(the whole pixels that ``region`` touches, mirrored as it says; where within them it is)."""
+    from_x, from_y, to_x, to_y = region(pixels.shape[1], pixels.shape[0])
+    (left, right), (top, bottom) = sorted((from_x, to_x)), sorted((from_y, to_y))
+    found = pixels[floor(top) : ceil(bottom), floor(left) : ceil(right)]
+    left, right, top, bottom = left - floor(left), right - floor(left), top - floor(top), bottom - floor(top)
+    if to_x < from_x:
+        found, left, right = found[:, ::-1], found.shape[1] - right, found.shape[1] - left
+    if to_y < from_y:
+        found, top, bottom = found[::-1], found.shape[0] - bottom, found.shape[0] - top
+    return np.ascontiguousarray(found), (left, top, right, bottom)
+
+
+def _fitted(columns: float, rows: float, proportion: float, size: tuple[int, int], *, enlarge: bool = False) -> tuple[int, int]:
+    """(width, height) of the picture: the finer side keeps its pixels, unless both must shrink to fit into ``size``, or both
+    grow until one of them fills it."""
     width, height = columns / min(proportion, 1.0), rows * max(proportion, 1.0)
-    scale = min(1.0, size[0] / width, size[1] / height)
+    scale = min(size[0] / width, size[1] / height)
+    scale = scale if enlarge else min(1.0, scale)
     return max(1, round(width * scale)), max(1, round(height * scale))

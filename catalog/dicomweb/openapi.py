@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from catalog.dicomweb import qido
 from catalog.dicomweb.frames import MOST
+from catalog.dicomweb.rendered import PARAMETERS as SHOWN
 from catalog.dicomweb.uri import PARAMETERS
 from catalog.index import Level
 
@@ -33,6 +34,12 @@ _READ = {
     "/rendered": ("Retrieve a picture", "image/jpeg"),
     "/thumbnail": ("Retrieve a small picture", "image/jpeg"),
 }
+_DESCRIBED = {
+    "window": "centre, width, and linear, linear-exact or sigmoid",
+    "viewport": "vw,vh, the pixels to fill; but for a thumbnail vw,vh,sx,sy,sw,sh with the region of the image to show in them",
+    "quality": "of a JPEG: 1 to 100",
+    "region": "left,top,right,bottom of what to show, as fractions of the image",
+}
 _SAID = {
     "400": "not understood",
     "404": "not here",
@@ -46,7 +53,8 @@ def document() -> dict[str, Any]:
     paths: dict[str, Any] = {path: {"get": _search(path, level)} for path, level in _SEARCHES.items()}
     for level in (_STUDY, _SERIES, _INSTANCE):
         for name, (summary, kind) in _READ.items():
-            paths.setdefault(level + name, {})["get"] = _read(level + name, summary, kind)
+            asked = [_parameter("query", one) for one in SHOWN.get(name[1:], ())]
+            paths.setdefault(level + name, {})["get"] = _read(level + name, summary, kind, asked)
     paths[f"{_INSTANCE}/frames/{{frames}}"] = {"get": _read(f"{_INSTANCE}/frames/{{frames}}", "Retrieve frames", _BYTES)}
     spot = [_parameter("query", name, {"type": "integer", "minimum": 0}, required=True) for name in ("offset", "length")]
     paths[f"{_INSTANCE}/bulkdata"] = {"get": _read(f"{_INSTANCE}/bulkdata", "Retrieve a value", _BYTES, spot)}
@@ -72,7 +80,8 @@ def routes() -> list[Route]:
 
 
 def _parameter(where: str, name: str, schema: Any = None, *, required: bool = False) -> dict[str, Any]:
-    return {"in": where, "name": name, "required": required or where == "path", "schema": schema or {"type": "string"}}
+    found = {"in": where, "name": name, "required": required or where == "path", "schema": schema or {"type": "string"}}
+    return found | ({"description": _DESCRIBED[name]} if name in _DESCRIBED else {})
 
 
 def _path(path: str) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ __all__ = ["PARAMETERS", "routes"]
 _UIDS = ("studyUID", "seriesUID", "objectUID")
 PARAMETERS = (
     *("requestType", *_UIDS, "contentType", "transferSyntax", "frameNumber"),
-    *("windowCenter", "windowWidth", "rows", "columns", "imageQuality"),
+    *("windowCenter", "windowWidth", "rows", "columns", "region", "imageQuality"),
 )
 
 
@@ -31,7 +31,7 @@ def routes(held: Held) -> list[Route]:
         shown = next((kind for kind in kinds if kind in FORMATS), None)
         if shown:
             number, parameters = asked.get("frameNumber", ""), _parameters(asked)
-            return await run_in_threadpool(picture, [place], "rendered", number, parameters, {"accept": shown})
+            return await run_in_threadpool(picture, [place], "uri", number, parameters, {"accept": shown})
         if kinds and not {"application/dicom", "*/*"} & set(kinds):
             about, remedy = f"contentType={','.join(kinds)[:64]}", f"ask for application/dicom, {', '.join(FORMATS)}"
             raise Refused(406, "not a type that is given", about=about, remedy=remedy)
@@ -56,7 +56,11 @@ def _checked(asked: Mapping[str, str]) -> list[str]:
 
 
 def _parameters(asked: Mapping[str, str]) -> dict[str, str]:
-    """Those of a rendered resource."""
-    pairs = {"window": ("windowCenter", "windowWidth"), "viewport": ("columns", "rows")}
-    found = {name: ",".join(asked.get(one, "") for one in both) for name, both in pairs.items() if any(map(asked.get, both))}
-    return found | ({"quality": asked["imageQuality"]} if asked.get("imageQuality") else {})
+    """Those of a rendered resource; of rows and columns that which is not given follows from the other."""
+    names = {"quality": "imageQuality", "region": "region"}
+    found = {name: asked[one] for name, one in names.items() if asked.get(one)}
+    pairs = {"window": ("windowCenter", "windowWidth", ""), "viewport": ("columns", "rows", "4096")}
+    for name, (one, other, missing) in pairs.items():
+        if asked.get(one) or asked.get(other):
+            found[name] = f"{asked.get(one) or missing},{asked.get(other) or missing}"
+    return found

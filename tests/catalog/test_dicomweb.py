@@ -111,6 +111,14 @@ def adopted(home: Path, *made: pydicom.Dataset) -> Archive:
     return archive
 
 
+def picture(server: Server, resource: str, **parameters: str) -> Image.Image:
+    """The first frame's ``resource`` of the object that is not compressed, as a PNG."""
+    path = f"{server.instance('native')}/frames/1{resource}"
+    reply = server.client.get(path, params=parameters, headers={"Accept": "image/png"})
+    assert reply.status_code == 200, reply.text
+    return Image.open(io.BytesIO(reply.content))
+
+
 @pytest.fixture
 def dicomweb(server: Server) -> DICOMwebClient:
     return DICOMwebClient(url=server.url)
@@ -470,14 +478,67 @@ class TestPictures:
         small = server.client.get(path, params={"viewport": "8,8"}, headers=png)
         assert Image.open(io.BytesIO(small.content)).size == (8, 6)
 
-    @pytest.mark.parametrize("query", ["window=1", "window=1,0", "window=1,2,cubic", "viewport=0,4", "quality=101", "zoom=2"])
+    @pytest.mark.parametrize(
+        ("viewport", "part"),
+        [
+            ("30,20,10,8,30,20", np.s_[8:28, 10:40]),
+            ("30,20,-10,-8,30,20", np.s_[8:28, 10:40]),  # of an offset the absolute value counts
+            ("64,20,,8,,20", np.s_[8:28, :]),
+            ("54,48,10", np.s_[:, 10:]),
+            ("30,20,10,8,-30,20", np.s_[8:28, 39:9:-1]),
+            ("30,20,10,8,30,-20", np.s_[27:7:-1, 10:40]),
+            ("64,48,,,-64,-48", np.s_[::-1, ::-1]),
+            ("30,500,10,8,30,20", np.s_[8:28, 10:40]),  # as large as fits, in the proportions of the region
+        ],
+    )
+    def test_show_a_region(self, server: Server, viewport: str, part: tuple[slice, slice]) -> None:
+        whole, shown = (np.asarray(picture(server, "/rendered", viewport=asked)).astype(int) for asked in ("64,48", viewport))
+        assert np.array_equal(shown, whole[part])
+
+    def test_fill_the_viewport_undistorted(self, server: Server) -> None:
+        assert picture(server, "/rendered", viewport="640,640").size == (640, 480)
+        assert picture(server, "/rendered", viewport="300,100,0,0,10,20").size == (50, 100)
+        assert picture(server, "/thumbnail", viewport="128,128").size == (128, 96)
+        pixels = np.asarray(picture(server, "/rendered", viewport="64,48"))
+        cut = Image.fromarray(pixels[4:24, 2:12]).resize((50, 100), Image.Resampling.LANCZOS)
+        assert np.array_equal(np.asarray(cut), np.asarray(picture(server, "/rendered", viewport="300,100,2,4,10,20")))
+
+    def test_take_fractions_of_a_pixel(self, server: Server) -> None:
+        shown, mirrored = (picture(server, "/rendered", viewport=f"40,40,8.25,8.5,{width},7.5") for width in ("7.5", "-7.5"))
+        assert shown.size == (40, 40)
+        apart = np.abs(np.asarray(shown).astype(int) - np.asarray(mirrored)[:, ::-1])
+        assert np.ptp(np.asarray(shown)) > 50 and apart.max() <= 1
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            *("window=1", "window=1,0", "window=1,2,cubic", "viewport=0,4", "quality=101", "zoom=2", "region=0,0,1,1"),
+            *("viewport=8", "viewport=8,8,a", "viewport=8,8,0,0,8,8,8", "viewport=8192,8192", "viewport=8,nan", "viewport=,8"),
+            *("viewport=8,8,0,0,0,8", "viewport=8,8,0,0,65,8", "viewport=8,8,64,0", "viewport=8,8,0,40,8,9"),
+            *("viewport=8,8,1,1,1e-9,1e-9", "viewport=8,8,63.9999999999"),
+        ],
+    )
     def test_refuse_what_they_do_not_know(self, server: Server, query: str) -> None:
-        assert server.client.get(f"{server.instance('native')}/rendered?{query}").status_code == 400
+        reply = server.client.get(f"{server.instance('native')}/rendered?{query}")
+        assert reply.status_code == 400 and reply.json()["remedy"]
+
+    def test_of_a_thumbnail_have_no_region(self, server: Server) -> None:
+        reply = server.client.get(f"{server.instance('native')}/thumbnail?viewport=8,8,0,0,8,8")
+        assert (reply.status_code, reply.json()["title"]) == (400, "a thumbnail shows the whole image")
 
     def test_come_by_wado_uri(self, server: Server) -> None:
         query = {"requestType": "WADO", "studyUID": "1.2.3", "seriesUID": "1.2.3.1", "objectUID": "1.2.3.1.1"}
         reply = server.client.get("/wado", params={**query, "contentType": "image/png", "frameNumber": "2"})
         assert Image.open(io.BytesIO(reply.content)).size == (64, 48)
+        whole = np.asarray(Image.open(io.BytesIO(reply.content)))
+        asked = {**query, "contentType": "image/png", "frameNumber": "2", "region": "0.25,0.5,0.75,1"}
+        region = np.asarray(Image.open(io.BytesIO(server.client.get("/wado", params=asked).content)))
+        assert np.array_equal(region, whole[24:48, 16:48])
+        for size in ({"columns": "64"}, {"rows": "48"}, {"columns": "64", "rows": "64"}):
+            larger = server.client.get("/wado", params={**asked, **size})
+            assert Image.open(io.BytesIO(larger.content)).size == (64, 48), size
+        for wrong in ("0,0,1", "0,0,1,1.5", "0,0,1e-9,1", "0.5,0,0.5,1", "0,0,-1,1", "a,0,1,1"):
+            assert server.client.get("/wado", params={**asked, "region": wrong}).status_code == 400, wrong
         assert server.client.get("/wado", params={**query, "contentType": "text/html"}).status_code == 406
         assert server.client.get("/wado", params={**query, "objectUID": "9.9"}).status_code == 404
         assert server.client.get("/wado", params={"requestType": "WADO"}).status_code == 400
