@@ -4,7 +4,8 @@ Everything is JSON but masks, which are bytes; errors are problem details (RFC 9
 web server found out (``voxloop.author`` in the request's scope), else what the request says.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,8 +22,11 @@ from labeling.masks import Mask, Masks, Segment
 from labeling.pool import REFERENCE, STRATEGIES, Left, Offer, Pool
 from labeling.submitting import SubmittedLabel, take
 from labeling.suggestions import Suggestion, Suggestions
+from serving.errors import ServingError
 
-__all__ = ["LARGEST", "application"]
+__all__ = ["LARGEST", "Champion", "application"]
+
+_log = logging.getLogger(__name__)
 
 LARGEST = 1 << 28
 """Bytes that a request may have."""
@@ -82,26 +86,41 @@ class Asked(_Strict):
 
 
 class Predicted(BaseModel):
-    """The latest prediction of a series, by whichever version made it."""
+    """A prediction of a series; ``champion`` says whether the version that is champion now made it."""
 
     sop_uid: str
     model: str
     version: str
     created_at: str
+    champion: bool
 
 
 class Comparison(BaseModel):
-    """The reader's current label and the latest prediction; null where there is none."""
+    """The reader's current label, and the champion's latest prediction, else the latest of any version; null where there is
+    none. ``champion`` is the version that is champion now; null where that is not known, and ``unknown`` says why."""
 
     label: dict[str, Any] | None
     prediction: Predicted | None
+    champion: str | None
+    unknown: str
 
 
-def application(archive: Archive, projects: Sequence[Project], *, endpoint: str = "", tracking_uri: str = "") -> FastAPI:
+Champion = Callable[[str], str | None]
+"""The version of a model that is champion, None before there is one; ServingError where that cannot be told."""
+
+
+def application(
+    archive: Archive,
+    projects: Sequence[Project],
+    *,
+    endpoint: str = "",
+    tracking_uri: str = "",
+    champion: Champion | None = None,
+) -> FastAPI:
     """The API of ``projects`` on ``archive``.
 
     ``endpoint`` is the base URL of MLflow's scoring server, which may be down or (empty) not there: suggestions then say so.
-    ``tracking_uri`` is where a reader finds the models' runs.
+    ``tracking_uri`` is where a reader finds the models' runs; ``champion`` is asked while a reader waits.
     """
     app = FastAPI(title="Voxloop: labels", version="1", description=__doc__, docs_url=None, redoc_url=None)
     app.add_middleware(Capped, largest=LARGEST)
@@ -111,7 +130,7 @@ def application(archive: Archive, projects: Sequence[Project], *, endpoint: str 
     _add_projects(app, archive, known, tracking_uri, suggests=bool(endpoint))
     _add_suggestions(app, known, Suggestions(archive, endpoint, masks), masks)
     _add_labels(app, archive, known, masks)
-    _add_predictions(app, archive, known, masks)
+    _add_predictions(app, archive, known, masks, champion)
     return app
 
 
@@ -199,15 +218,22 @@ def _add_labels(app: FastAPI, archive: Archive, known: dict[str, Project], masks
         return masks.add(archive, found.series_uid, mask(archive, found, project.label_set).array, project.label_set)
 
 
-def _add_predictions(app: FastAPI, archive: Archive, known: dict[str, Project], masks: Masks) -> None:
+def _add_predictions(
+    app: FastAPI, archive: Archive, known: dict[str, Project], masks: Masks, champion: Champion | None
+) -> None:
     @app.get("/projects/{key}/compare")
     def compare(key: str, series: Annotated[str, Query(max_length=128)]) -> Comparison:
-        """The reader's current label of a series and the latest prediction."""
-        labels = [found for found in history(archive, _project(known, key).key, series) if found.status != "draft"]
-        rows = _predictions(archive, f"project = {quoted(key)} AND series_uid = {quoted(series)}")
-        latest = max(rows, key=lambda row: row["created_at"], default=None)
-        predicted = None if latest is None else _predicted(latest)
-        return Comparison(label=labels[0].as_json() if labels else None, prediction=predicted)
+        """The reader's current label of a series, and the champion's prediction where it made one, else the latest."""
+        project = _project(known, key)
+        labels = [found for found in history(archive, key, series) if found.status != "draft"]
+        version, unknown = _champion(champion, project.model)
+        told = [
+            _predicted(row, champion=(row["model_name"], row["model_version"]) == (project.model, version))
+            for row in _predictions(archive, f"project = {quoted(key)} AND series_uid = {quoted(series)}")
+        ]
+        best = max(told, key=lambda one: (one.champion, one.created_at), default=None)
+        label = labels[0].as_json() if labels else None
+        return Comparison(label=label, prediction=best, champion=version, unknown=unknown)
 
     @app.get("/predictions/{sop_uid}/mask")
     def show_prediction(sop_uid: str) -> Mask:
@@ -222,9 +248,21 @@ def _add_predictions(app: FastAPI, archive: Archive, known: dict[str, Project], 
         return masks.add(archive, series, found.array, project.label_set)
 
 
-def _predicted(row: dict[str, Any]) -> Predicted:
-    made = row["created_at"].isoformat()
-    return Predicted(sop_uid=row["sop_uid"], model=row["model_name"], version=row["model_version"], created_at=made)
+def _champion(champion: Champion | None, model: str) -> tuple[str | None, str]:
+    """(the version, or None and why it is not known)."""
+    if champion is None:
+        return None, "no MLflow is configured"
+    try:
+        version = champion(model)
+    except ServingError as problem:
+        _log.warning("the champion of %s is not known: %s", model, problem)
+        return None, "MLflow does not answer" if problem.__cause__ else problem.problem
+    return version, "" if version else f"{model} has no champion yet"
+
+
+def _predicted(row: dict[str, Any], *, champion: bool) -> Predicted:
+    told = {"sop_uid": row["sop_uid"], "model": row["model_name"], "version": row["model_version"]}
+    return Predicted(**told, created_at=row["created_at"].isoformat(), champion=champion)
 
 
 def _predictions(archive: Archive, where: str) -> list[dict[str, Any]]:

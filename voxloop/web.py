@@ -9,6 +9,7 @@ import resource
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -21,6 +22,7 @@ from catalog import Archive, Project, dicomweb, uploads
 from catalog.errors import VoxloopError
 from catalog.problem import HANDLERS
 from labeling import api, ohif
+from serving import Registry
 from voxloop import login
 from voxloop import uploads as uploading
 from voxloop.access import Access, Rules
@@ -34,6 +36,9 @@ __all__ = ["application", "projects_of", "serve"]
 
 GRACE_S = 3
 """Seconds that requests under way are given at the end."""
+
+REGISTRY_S = 3
+"""Seconds that MLflow has to say which version is champion."""
 
 CONNECTIONS = 1000
 """What more clients at a time are told to come back for (503)."""
@@ -55,7 +60,8 @@ def application(
     """
     archive = Archive(settings.home, index_url=settings.index_url or None)
     runs = f"{rules.public}/mlflow" if tracking_uri else ""  # where a reader's browser finds them
-    panel = api.application(archive, projects, endpoint=endpoint, tracking_uri=runs)
+    champion = partial(_champion, tracking_uri) if tracking_uri else None
+    panel = api.application(archive, projects, endpoint=endpoint, tracking_uri=runs, champion=champion)
     behind = {"/mlflow": Proxy("MLflow", tracking_uri), "/endpoint": Proxy("the endpoint", endpoint)}
 
     @asynccontextmanager
@@ -80,6 +86,15 @@ def application(
     ]
     guard = Middleware(Access, rules=rules)
     return Starlette(routes=routes, middleware=[guard], exception_handlers=HANDLERS, lifespan=lifespan)
+
+
+def _champion(tracking_uri: str, model: str) -> str | None:
+    """``Registry.champion``, asked once and for a moment: a reader waits, and MLflow's own patience is minutes."""
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(0)
+    MLFLOW_HTTP_REQUEST_TIMEOUT.set(REGISTRY_S)
+    return Registry(tracking_uri).champion(model)
 
 
 async def _healthz(_: Request) -> Response:

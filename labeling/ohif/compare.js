@@ -1,4 +1,4 @@
-// The reader's label and the champion's prediction of one series, side by side.
+// The reader's label and the champion's prediction of one series, or else the latest prediction, side by side.
 import * as api from './api.js';
 import * as mask from './mask.js';
 import { host, imageOf, service, until } from './host.js';
@@ -26,9 +26,14 @@ export async function compare(series) {
   }
   const names = [
     told.label ? `label of ${told.label.author}` : 'no label yet',
-    told.prediction ? `prediction of ${told.prediction.model} version ${told.prediction.version}` : 'no prediction yet',
+    told.prediction ? `prediction of ${told.prediction.model} version ${told.prediction.version}, ${standing(told)}` : 'no prediction yet',
   ];
   say(`Left: ${names[0]}. Right: ${names[1]}.`);
+}
+
+function standing({ prediction, champion, unknown }) {
+  if (prediction.champion) return 'the champion';
+  return champion ? `not the champion (${champion})` : `the latest; which is the champion is not known (${unknown})`;
 }
 
 // Shows a mask in one viewport and takes it out of those that OHIF added it to.

@@ -24,6 +24,7 @@ from catalog.schemas import PREDICTIONS, SCORES
 from experiments import synthetic
 from labeling import api
 from labeling.masks import Masks, slice_names
+from serving.errors import ServingError
 
 pytestmark = pytest.mark.slow  # the cohort is written first
 
@@ -375,7 +376,7 @@ class TestComparison:
         self, client: TestClient, clinic: Any, project: Project, series: str, truth: np.ndarray
     ) -> None:
         nothing = client.get("compare", params={"series": series}).json()
-        assert nothing == {"label": None, "prediction": None}
+        assert nothing == {"label": None, "prediction": None, "champion": None, "unknown": "no MLflow is configured"}
         label = client.post("labels", **drawn(clinic.archive, series, truth)).json()
         predict(clinic.archive, project, series, np.where(truth == 1, 1, 0).astype(np.uint8), version="4")
         told = client.get("compare", params={"series": series}).json()
@@ -384,8 +385,51 @@ class TestComparison:
         shown = client.get(f"http://test/predictions/{told['prediction']['sop_uid']}/mask").json()
         np.testing.assert_array_equal(mask_of(client, shown), truth == 1)
 
+    def test_prefers_the_champions_prediction_to_a_later_one(
+        self, clinic: Any, project: Project, series: str, truth: np.ndarray
+    ) -> None:
+        for version in ("2", "3"):
+            predict(clinic.archive, project, series, truth, version=version)
+        predict(clinic.archive, replace(project, model="other"), series, truth, version="2")
+        told = [compared(clinic, project, series, champion) for champion in ("2", "4")]
+        shown = [(one["champion"], one["prediction"]["model"], one["prediction"]["version"]) for one in told]
+        assert shown == [("2", project.model, "2"), ("4", "other", "2")]
+        assert [one["prediction"]["champion"] for one in told] == [True, False]
+
+    def test_shows_the_latest_and_says_why_the_champion_is_not_known(
+        self, clinic: Any, project: Project, series: str, truth: np.ndarray
+    ) -> None:
+        for version in ("2", "3"):
+            predict(clinic.archive, project, series, truth, version=version)
+        down, by_hand = ServingError("timed out"), ServingError("alias champion was moved by hand to version 3")
+        down.__cause__ = OSError("refused")
+        for champion, why in (
+            (None, "phantoms has no champion yet"),
+            (down, "MLflow does not answer"),
+            (by_hand, by_hand.problem),
+        ):
+            told = compared(clinic, project, series, champion)
+            assert (told["champion"], told["unknown"]) == (None, why)
+            assert (told["prediction"]["version"], told["prediction"]["champion"]) == ("3", False)
+
     def test_a_prediction_that_is_not_there_is_404(self, client: TestClient) -> None:
         assert "batch-infer" in problem(client.get("http://test/predictions/1.2.3/mask"), 404)
+
+
+def compared(clinic: Any, project: Project, series: str, champion: str | Exception | None) -> dict[str, Any]:
+    """The comparison where the registry says this of the project's model."""
+
+    def ask(model: str) -> str | None:
+        assert model == project.model
+        if isinstance(champion, Exception):
+            raise champion
+        return champion
+
+    client = TestClient(api.application(clinic.archive, [project], champion=ask))
+    answer = client.get(f"/projects/{project.key}/compare", params={"series": series})
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
 
 
 def predict(archive: Archive, project: Project, series: str, array: np.ndarray, *, version: str) -> None:

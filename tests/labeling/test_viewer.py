@@ -372,7 +372,8 @@ def test_label_and_prediction_stand_side_by_side_from_a_link(page: "Page", site:
     submit(site.archive, site.project.key, synthetic.LABEL_SET, Submission(series, liver, states, "Grace"))
     predict(site, series, truth)
     opened(page, site, series, f"&compare={series}")
-    said(page, "Left: label of Grace. Right: prediction of phantoms version 7.")
+    standing = "the latest; which is the champion is not known (no MLflow is configured)"
+    said(page, f"Left: label of Grace. Right: prediction of phantoms version 7, {standing}.")
     shown = page.evaluate("""() => [...services.viewportGridService.getState().viewports.keys()].map(id =>
       services.segmentationService.getSegmentationRepresentations(id).map(one => one.label))""")
     assert shown == [["Label of Grace"], ["Prediction of phantoms/7"]]

@@ -19,14 +19,17 @@ import nibabel
 import numpy as np
 import pytest
 import uvicorn
+from mlflow import MlflowClient
 
 from catalog import uploads
+from serving.registry import ALIAS, PROMOTED
 from voxloop.access import Rules, loopback
 from voxloop.errors import FrontDoorError
 from voxloop.login import LONGEST
 from voxloop.processes import bound
 from voxloop.protocol import BoundedProtocol
 from voxloop.settings import Settings
+from voxloop.tracking import tracking_server
 
 pytestmark = pytest.mark.slow
 
@@ -310,6 +313,39 @@ def test_mlflow_and_the_endpoint_are_reached_under_the_one_address(start: Callab
     assert web.get("/mlflow", **BEARER).headers["location"] == "/mlflow/"
 
 
+PROJECT = """
+key: t
+cohort: select SeriesInstanceUID, StudyInstanceUID, PatientID from series
+label_set: {name: t, structures: [{name: lesion, value: 1, code: [SCT, "52988006", Lesion], color: [200, 80, 60]}]}
+model: t
+"""
+
+
+def test_the_champion_is_asked_of_mlflow_and_a_reader_does_not_wait_for_one_that_is_down(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "t.yaml").write_text(PROJECT)
+
+    def compared(web: Any) -> tuple[str | None, str]:
+        told = httpx.get(f"{web.url}/api/projects/t/compare?series=1.2.3", timeout=60).json()  # at first it imports the client
+        return told["champion"], told["unknown"]
+
+    with tracking_server(Settings(home=tmp_path)) as uri:
+        web = start("--tracking-uri", uri, "--project", str(tmp_path / "t.yaml"))
+        client = MlflowClient(uri, uri)
+        client.create_registered_model("t")
+        client.create_model_version("t", "s3://nowhere/model")
+        assert compared(web) == (None, "t has no champion yet")
+        client.set_registered_model_alias("t", ALIAS, "1")
+        assert compared(web) == (None, "alias champion was moved by hand to version 1, which was never promoted")
+        client.set_model_version_tag("t", "1", PROMOTED, "now")
+        assert compared(web) == ("1", "")
+        port = int(uri.rsplit(":", 1)[1])
+    with socket.create_server(("127.0.0.1", port)):  # takes connections and says nothing
+        assert compared(web) == (None, "MLflow does not answer")
+    assert compared(web) == (None, "MLflow does not answer")
+
+
 def test_a_trusted_proxy_says_who_asks(start: Callable[..., Any]) -> None:
     web = start(VOXLOOP_TRUSTED_PROXY="10.0.0.0/8, 127.0.0.1", VOXLOOP_VIEWER_URL="https://voxloop.example.org")
     assert web.get("/app-config.js").status_code == 401
@@ -442,6 +478,7 @@ from pathlib import Path
 from voxloop.access import Rules
 from voxloop.processes import bound
 from voxloop.settings import Settings
+from voxloop.tracking import tracking_server
 from voxloop.web import application, serve
 settings, port = Settings(home=Path(sys.argv[1])), int(sys.argv[2])
 with bound("127.0.0.1", port) as listening:
