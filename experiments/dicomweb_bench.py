@@ -6,10 +6,12 @@ Frames are measured against nginx with the same bytes in files; a series' metada
 import asyncio
 import gzip
 import json
-import multiprocessing
+import os
 import shutil
 import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +29,7 @@ from catalog import Archive
 from experiments.baselines.nginx import Answer, serving
 from experiments.bench import BenchResult, compare
 from experiments.ct_corpus import SLICES, ct_corpus
+from experiments.errors import ExperimentError
 
 __all__ = ["frames", "metadata", "served"]
 
@@ -43,7 +46,9 @@ def frames(folder: Path, *, n: int = 200, rounds: int = 5) -> BenchResult:
     """
     archive = _archive(folder, n, SIDE)
     with served(archive) as address, tempfile.TemporaryDirectory() as scratch, httpx.Client(base_url=address) as client:
-        paths = [urlsplit(one["00081190"]["Value"][0]).path + "/frames/1" for one in client.get("/instances").json()][:n]
+        paths = [urlsplit(one["00081190"]["Value"][0]).path + "/frames/1" for one in client.get("/dicomweb/instances").json()][
+            :n
+        ]
         answers = []
         for path in paths:
             reply = client.get(path, headers={"Accept": ACCEPT})
@@ -62,12 +67,12 @@ def metadata(folder: Path, *, n: int = 1000, rounds: int = 5) -> BenchResult:
     """
     archive = _archive(folder, n, 16, slices=n)
     with served(archive) as address, httpx.Client(base_url=address, timeout=60) as client:
-        (series,) = {one["00081190"]["Value"][0] for one in client.get("/series").json()}
-        path, times, asked = urlsplit(series).path + "/metadata", list[float](), iter(range(1 << 30))
+        (series,) = {one["00081190"]["Value"][0] for one in client.get("/dicomweb/series").json()}
+        path, times, asked = urlsplit(series).path + "/metadata", list[float](), iter(range(1, 1 << 30))
 
         def ours() -> None:
             started = time.perf_counter()
-            reply = client.get(path, headers={"Host": f"host-{next(asked)}.test"})
+            reply = client.get(path, headers={"Host": f"localhost:{next(asked)}"})
             times.append((time.perf_counter() - started) * 1000)
             assert len(reply.json()) == n, reply.text[:200]
 
@@ -108,39 +113,29 @@ def _by_pydicom(files: Sequence[str]) -> bytes:
 
 @contextmanager
 def served(archive: Archive) -> Iterator[str]:
-    """The address of ``archive``'s DICOMweb in a process of its own, as `voxloop up` runs it."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_serve, args=(archive, listener), daemon=True)
-    process.start()
-    port = listener.getsockname()[1]
-    listener.close()
-    try:
-        _await(port)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.join()
+    """The address of the whole web server on ``archive``, in the process that `voxloop up` starts."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "voxloop.web", "--host", "127.0.0.1", "--port", str(port)]
+    settings = {"HOME": str(archive.home), "INDEX_URL": archive.index_url or "", "TRACKING_URI": "", "TOKEN": ""}
+    told = {**os.environ, **{f"VOXLOOP_{name}": value for name, value in settings.items()}}
+    with subprocess.Popen(command, env=told) as process:
+        try:
+            _await(process, port)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
 
 
-def _serve(archive: Archive, listener: socket.socket) -> None:
-    import uvicorn
-
-    from catalog.dicomweb import application
-
-    config = uvicorn.Config(application(archive), log_level="warning", loop="uvloop", http="httptools", lifespan="off")
-    uvicorn.Server(config).run(sockets=[listener])
-
-
-def _await(port: int) -> None:
+def _await(process: "subprocess.Popen[bytes]", port: int) -> None:
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and process.poll() is None:
         with closing(socket.socket()) as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    raise TimeoutError(f"nothing answers at port {port}")
+    raise ExperimentError("the web server does not answer", about=f"port {port}")
 
 
 def _load(address: str, paths: Sequence[str]) -> list[float]:

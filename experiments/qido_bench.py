@@ -95,7 +95,7 @@ def bench(folder: Path, *, n: int = 1_000_000, index_url: str = "", rounds: int 
     ``append_s`` one of 1,000 more rows; ``ours`` and ``baseline`` are the seconds of all searches, each once.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    table = DeltaTable(folder / "object_catalog", OBJECTS)
+    table = Archive(folder).objects
     made = cohort(table, n)
     with _place(index_url, folder) as url:
         index = Index(url)
@@ -119,7 +119,7 @@ def bench(folder: Path, *, n: int = 1_000_000, index_url: str = "", rounds: int 
         )
         queries = {name: _timed(index, find, made) for name, find in SEARCHES.items()}
         place = url.render_as_string(hide_password=False) if isinstance(url, sa.URL) else url
-        http = _over_http(Archive(folder, table=table.path, index_url=place), made)
+        http = _over_http(Archive(folder, index_url=place), made)
     worst = [found for name, found in queries.items() if name != "name_infix"]
     figures = {name: max(found[name] for found in worst) for name in ("p50_ms", "p95_ms")}
     figures |= {f"http_{name}": max(found[name] for found in http.values()) for name in ("p50_ms", "p95_ms")}
@@ -255,7 +255,7 @@ def _timed(index: Index | httpx.Client, find: Any, made: Cohort) -> dict[str, fl
 
 def _over_http(archive: Archive, made: Cohort) -> dict[str, dict[str, float]]:
     """The same searches as QIDO-RS, by one client over a connection that stays; name infix left out, as above."""
-    with served(archive) as address, httpx.Client(base_url=address, timeout=60) as client:
+    with served(archive) as address, httpx.Client(base_url=f"{address}/dicomweb", timeout=60) as client:
         finds = {name: find for name, find in SEARCHES.items() if name != "name_infix"}
         return {name: _timed(client, find, made) for name, find in finds.items()}
 

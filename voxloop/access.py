@@ -8,6 +8,7 @@ page of another site reaches it under a name that was pointed here. What changes
 import hashlib
 import hmac
 import ipaddress
+import re
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -29,7 +30,7 @@ COOKIE = "voxloop"
 SESSION_S = 12 * 3600
 """Seconds that a login lasts."""
 
-OPEN = ("/healthz", "/login")
+OPEN = ("/healthz", "/login", "/logout")
 """Answered to anybody."""
 
 FOREIGN = ("/mlflow/",)
@@ -76,8 +77,9 @@ def policy(more: Mapping[str, str] | None = None) -> str:
 
 @dataclass(frozen=True)
 class Rules:
-    """``token``: empty asks for none. ``proxies`` say in ``identity_header`` who asks. ``hosts``: what ``Host`` may be, with
-    port; empty allows all. ``public``: the address that browsers know."""
+    """``token``: empty asks for none. ``proxies`` say in ``identity_header`` who asks. ``hosts``: the names that ``Host`` may
+    have, at any port (a name that was pointed here is another name, and some clients leave the port out); empty allows all.
+    ``public``: the address that browsers know."""
 
     token: str
     proxies: tuple[_Network, ...]
@@ -95,7 +97,7 @@ class Rules:
             raise FrontDoorError("other machines would reach this without a token", about=f"--host {host}", remedy=remedy)
         given = settings.viewer_url.rstrip("/")
         public = given or f"http://{address(host)}:{port}"
-        own = {f"{name}:{port}" for name in ("localhost", "127.0.0.1", "[::1]", host)} | {urlsplit(public).netloc.lower()}
+        own = {"localhost", "127.0.0.1", "[::1]", address(host), _name(urlsplit(public).netloc)}
         hosts = own if loopback(host) or given else set()
         return cls(token, proxies, settings.identity_header.lower(), frozenset(hosts), public)
 
@@ -121,13 +123,18 @@ class Rules:
         good = hmac.compare_digest(session.encode("utf-8", "replace"), self.session(int(expires)).encode())
         return good and int(expires) > time.time()
 
+    def signed_in(self, headers: Headers) -> bool:
+        """Whether a request has a cookie of ours that is still good."""
+        return self.remembers(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""))
+
     def trusts(self, address: str) -> bool:
         """Whether ``address`` is a proxy's that is believed."""
         try:
             found = ipaddress.ip_address(address)
         except ValueError:
             return False
-        return any(found in network for network in self.proxies)
+        plain = getattr(found, "ipv4_mapped", None) or found  # as a server on :: sees it
+        return any(plain in network for network in self.proxies)
 
 
 class Access:
@@ -165,13 +172,14 @@ class Access:
         """What to answer to a request that may not pass."""
         host = headers.get("host", "").lower()
         public = urlsplit(self.rules.public)
-        if self.rules.hosts and host not in self.rules.hosts:
+        if self.rules.hosts and _name(host) not in self.rules.hosts:
             remedy = f"open {self.rules.public}, or set VOXLOOP_VIEWER_URL to the address that you opened"
             return problem(421, "this server is not known by that name", about=f"Host: {host[:200]}", remedy=remedy)
         if scope["method"] not in _SAFE and _from_elsewhere(headers, (host, public.netloc.lower())):
             return problem(403, "a page of another site may not change anything here", about=headers.get("origin", "")[:200])
-        if host == public.netloc.lower():
-            scope["scheme"] = public.scheme  # what a proxy speaks to us is not what its links must say
+        if host in (public.netloc.lower(), _name(public.netloc)):  # a proxy speaks otherwise to us than its links must say
+            scope["scheme"] = public.scheme
+            MutableHeaders(scope=scope)["host"] = public.netloc
         return None if scope["path"] in OPEN else self._unknown(scope, headers)
 
     def _unknown(self, scope: Scope, headers: Headers) -> Response | None:
@@ -185,13 +193,19 @@ class Access:
         kind, _, token = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and self.rules.knows(token.strip()):
             return None
-        if self.rules.remembers(cookie_parser(headers.get("cookie", "")).get(COOKIE, "")):
+        if self.rules.signed_in(headers):
             return None
         if self.rules.token and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
             query = scope["query_string"].decode("latin-1")
             return RedirectResponse("/login?next=" + quote(scope["path"] + ("?" + query if query else ""), safe=""), 303)
         remedy = "send Authorization: Bearer TOKEN" if self.rules.token else "come through the reverse proxy that signs you in"
         return problem(401, "who asks is not known", remedy=remedy, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _name(host: str) -> str:
+    """The name in ``host[:port]``, in lower case; all of it where it is not of that form."""
+    found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^][:/@?#\s]+)(:\d*)?", host)
+    return (found[1] if found else host).lower()
 
 
 def _from_elsewhere(headers: Headers, own: Iterable[str]) -> bool:

@@ -25,17 +25,18 @@ def endpoint(settings: Settings, model: str, tracking_uri: str, *, port: int = 0
     """Serve ``model``'s champion while the ``with`` lasts; the address to ask."""
     chosen = free_port(port)
     address = f"http://{LOOPBACK}:{chosen}"
-    command = endpoint_command(model, tracking_uri, chosen)
+    command = endpoint_command(model, chosen)
     log = settings.home / "logs" / f"endpoint-{model}.log"
-    environment = {**settings.environment(), "VOXLOOP_TOKEN": ""}
+    environment = {**settings.environment(), "VOXLOOP_TRACKING_URI": tracking_uri, "VOXLOOP_TOKEN": ""}
     with Server("the endpoint", command, log=log, ready_url=f"{address}/ping", environment=environment) as server:
         server.wait_ready()
         yield address
 
 
-def endpoint_command(model: str, tracking_uri: str, port: int, *, wait: float = 0.0) -> list[str]:
-    """What serves ``model`` at ``port``; home and index are in the settings' environment. ``wait``: seconds for a champion."""
-    options = ["--model", model, "--tracking-uri", tracking_uri, "--port", str(port), "--wait", str(wait)]
+def endpoint_command(model: str, port: int, *, wait: float = 0.0) -> list[str]:
+    """What serves ``model`` at ``port``; home, index and MLflow are in the settings' environment. ``wait``: seconds for a
+    champion."""
+    options = ["--model", model, "--port", str(port), "--wait", str(wait)]
     return [sys.executable, "-m", "voxloop.endpoint", *options]
 
 
@@ -68,14 +69,13 @@ def main() -> None:
     from serving.endpoint import serve
 
     parser = argparse.ArgumentParser()
-    for name in ("--model", "--tracking-uri"):
-        parser.add_argument(name, required=True)
+    parser.add_argument("--model", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--wait", type=float, default=0.0)
     options, settings = parser.parse_args(), read()
     serve(
         options.model,
-        tracking_uri=options.tracking_uri,
+        tracking_uri=settings.tracking_uri,
         home=settings.home,
         index_url=settings.index_url or None,
         port=options.port,

@@ -1,4 +1,8 @@
-"""The page on which a browser's user gives the token, for a cookie that lasts some hours."""
+"""The page on which a browser's user gives the token, for a cookie that lasts some hours or until /logout.
+
+Also a link on another site's page (a report, a mail) brings the cookie along (SameSite=Lax): what changes something is refused
+to other sites by Access, not by the cookie.
+"""
 
 import time
 from html import escape
@@ -36,10 +40,16 @@ p {{ color: #ff9a8a; margin: 0 }}
 
 
 def routes(rules: Rules) -> list[Route]:
-    """GET and POST /login."""
+    """GET and POST /login; GET /logout."""
 
     async def show(request: Request) -> Response:
-        return _page(_local(request.query_params.get("next", "")))
+        to = _local(request.query_params.get("next", ""))
+        return RedirectResponse(to, 303) if rules.signed_in(request.headers) else _page(to)
+
+    async def sign_out(_: Request) -> Response:
+        response = RedirectResponse("/login", 303)
+        response.delete_cookie(COOKIE)
+        return response
 
     async def sign_in(request: Request) -> Response:
         form = parse_qs((await _body(request)).decode("utf-8", "replace"))
@@ -49,10 +59,14 @@ def routes(rules: Rules) -> list[Route]:
         expires = int(time.time()) + SESSION_S
         response = RedirectResponse(to, 303)
         secure = rules.public.startswith("https:")
-        response.set_cookie(COOKIE, rules.session(expires), SESSION_S, httponly=True, samesite="strict", secure=secure)
+        response.set_cookie(COOKIE, rules.session(expires), SESSION_S, httponly=True, samesite="lax", secure=secure)
         return response
 
-    return [Route("/login", show, methods=["GET"]), Route("/login", sign_in, methods=["POST"])]
+    return [
+        Route("/login", show, methods=["GET"]),
+        Route("/login", sign_in, methods=["POST"]),
+        Route("/logout", sign_out, methods=["GET"]),
+    ]
 
 
 def _page(to: str, said: str = "", status: int = 200) -> Response:

@@ -28,7 +28,8 @@ _OURS = {"host", "authorization", "cookie", "origin", "referer", "expect"}
 
 
 class Proxy:
-    """Passes requests on to ``target`` and streams both ways, without the path where it is mounted."""
+    """Passes requests on to ``target`` and streams both ways, without the path where it is mounted. A name and password in
+    ``target`` are sent as HTTP's basic authentication."""
 
     def __init__(self, name: str, target: str) -> None:
         self.name, self.target = name, target.rstrip("/")
@@ -54,7 +55,8 @@ class Proxy:
         try:
             url = self.target + path + ("?" + query if query else "")
             asked = self.client.build_request(request.method, url, headers=headers, content=body)
-            if asked.url.netloc != httpx.URL(self.target).netloc or asked.url.userinfo:
+            wanted = httpx.URL(self.target)
+            if (asked.url.userinfo, asked.url.netloc) != (wanted.userinfo, wanted.netloc):
                 raise httpx.InvalidURL("another server")
             found = await self.client.send(asked, stream=True)
         except ClientDisconnect:

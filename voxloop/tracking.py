@@ -12,7 +12,7 @@ import psutil
 from voxloop.processes import LOOPBACK, Server, answers, free_port
 from voxloop.settings import Settings, sqlite_url
 
-__all__ = ["announce", "running_server", "server_command", "tracking_server", "withdraw"]
+__all__ = ["announce", "running_server", "server_command", "tracking_server", "withdraw", "without_password"]
 
 
 @contextmanager
@@ -53,6 +53,13 @@ def running_server(home: Path) -> str:
     """The URI of the server that another command of ``home`` keeps running, or ''."""
     uri, pid = _announced(home)
     return uri if uri and psutil.pid_exists(pid) and answers(f"{uri}/health") else ""
+
+
+def without_password(uri: str) -> str:
+    """``uri`` as it may be shown: without the name and password that an address of HTTP can hold."""
+    scheme, found, rest = uri.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}" if found else uri
 
 
 def _announced(home: Path) -> tuple[str, int]:

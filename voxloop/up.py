@@ -19,7 +19,7 @@ from voxloop.home import held, only_one
 from voxloop.processes import LOOPBACK, answers, free_port
 from voxloop.programs import HOPELESS, Program, Supervisor, states
 from voxloop.settings import Settings
-from voxloop.tracking import announce, running_server, server_command, withdraw
+from voxloop.tracking import announce, running_server, server_command, withdraw, without_password
 from voxloop.viewer import installed
 from voxloop.web import projects_of
 
@@ -57,7 +57,8 @@ def serve(
     with only_one(settings.home / "run"), ExitStack() as stack:
         at = _addresses(settings, Project.load(chosen).model if chosen else "", host, port, mlflow_port, endpoint_port)
         programs = _programs(settings, at, project)
-        supervisor = stack.enter_context(Supervisor(settings.home, programs, settings.environment()))
+        environment = {**settings.environment(), "VOXLOOP_TRACKING_URI": at.mlflow}
+        supervisor = stack.enter_context(Supervisor(settings.home, programs, environment))
         note = settings.home / "run" / "up.json"
         note.write_text(_dumps(at, supervisor))
         stack.callback(note.unlink, missing_ok=True)
@@ -87,7 +88,7 @@ def _addresses(settings: Settings, model: str, host: str, port: int, mlflow_port
 
 def _programs(settings: Settings, at: Addresses, project: Path | None) -> list[Program]:
     web = [sys.executable, "-m", "voxloop.web", "--host", at.host, "--port", str(at.port)]
-    web += ["--tracking-uri", at.mlflow, "--endpoint", at.endpoint]
+    web += ["--endpoint", at.endpoint]
     web += ["--project", str(project.resolve())] if project else []
     secretless = {"VOXLOOP_TOKEN": ""}
     programs = [Program("web", web, f"http://{_near(at.host)}:{at.port}/healthz")]
@@ -95,7 +96,7 @@ def _programs(settings: Settings, at: Addresses, project: Path | None) -> list[P
         command = server_command(settings.home, at.mlflow)
         programs.append(Program("mlflow", command, f"{at.mlflow}/health", at.own_mlflow, secretless))
     if at.model:
-        command = endpoint_command(at.model, at.mlflow, int(at.endpoint.rsplit(":", 1)[1]), wait=FIRST_CHAMPION_S)
+        command = endpoint_command(at.model, int(at.endpoint.rsplit(":", 1)[1]), wait=FIRST_CHAMPION_S)
         programs.append(Program("endpoint", command, f"{at.endpoint}/ping", False, secretless))
     return programs
 
@@ -122,13 +123,13 @@ def _start_endpoint(supervisor: Supervisor, at: Addresses) -> str:
 
 
 def _tell(settings: Settings, at: Addresses, waits: str, json: bool) -> None:
-    endpoint = f"{at.endpoint}/invocations" if at.endpoint else ""
+    endpoint, shown = f"{at.endpoint}/invocations" if at.endpoint else "", without_password(at.mlflow)
     if json:
-        all_of_them = {"viewer": at.viewer, "mlflow": at.mlflow, "endpoint": endpoint, "dicomweb": f"{at.viewer}/dicomweb"}
+        all_of_them = {"viewer": at.viewer, "mlflow": shown, "endpoint": endpoint, "dicomweb": f"{at.viewer}/dicomweb"}
         console.emit({name: address for name, address in all_of_them.items() if address})
     else:
         print(f"\nOpen {at.viewer}\n", flush=True)
-        mlflow = f"{at.viewer}/mlflow/  (for programs: {at.mlflow})"
+        mlflow = f"{at.viewer}/mlflow/  (for programs: {shown})" if shown.startswith("http") else shown
         others = {"MLflow": mlflow, "DICOMweb": f"{at.viewer}/dicomweb", "endpoint": endpoint}
         for name, address in others.items():
             if address:
@@ -176,7 +177,7 @@ def status(home: Path) -> dict[str, Any]:
 
 
 def _dumps(at: Addresses, supervisor: Supervisor) -> str:
-    addresses = {"web": at.viewer, "mlflow": at.mlflow, "endpoint": at.endpoint}
+    addresses = {"web": at.viewer, "mlflow": without_password(at.mlflow), "endpoint": at.endpoint}
     ready = {name: program.ready_url for name, program in supervisor.programs.items()}
     noted = {"pid": os.getpid(), "viewer": at.viewer, "addresses": addresses, "ready": ready, "socket": str(supervisor.socket)}
     return json.dumps(noted)

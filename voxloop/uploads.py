@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
 
+from fastapi.concurrency import contextmanager_in_threadpool
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
@@ -48,7 +49,7 @@ async def _receive(request: Request, home: Path, largest: int) -> str:
         name = uploads.new_name(form.filename)
         uploads.check(first[:512], name)
         length = 0
-        with atomic_file(uploads.folder(home) / name) as file:
+        async with contextmanager_in_threadpool(atomic_file(uploads.folder(home) / name)) as file:  # syncing to disk takes long
             while first:
                 length += len(first)
                 if length > largest:

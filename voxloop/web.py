@@ -1,7 +1,7 @@
 """The web server: OHIF, its plugin, DICOMweb, the panel's API, MLflow and the endpoint under one address, without CORS.
 
-``python -m voxloop.web`` is what the process of `voxloop up` runs; its settings come from the environment, so that no token
-stands on a command line.
+``python -m voxloop.web`` is what the process of `voxloop up` runs; its settings come from the environment, so that neither a
+token nor MLflow's password stands on a command line.
 """
 
 import argparse
@@ -59,10 +59,11 @@ def application(
     /endpoint/ and /mlflow/ they are then answered for with 502.
     """
     archive = Archive(settings.home, index_url=settings.index_url or None)
-    runs = f"{rules.public}/mlflow" if tracking_uri else ""  # where a reader's browser finds them
+    pages = tracking_uri if tracking_uri.startswith("http") else ""  # a registry that is no server has none
+    runs = f"{rules.public}/mlflow" if pages else ""  # where a reader's browser finds them
     champion = partial(_champion, tracking_uri) if tracking_uri else None
     panel = api.application(archive, projects, endpoint=endpoint, tracking_uri=runs, champion=champion)
-    behind = {"/mlflow": Proxy("MLflow", tracking_uri), "/endpoint": Proxy("the endpoint", endpoint)}
+    behind = {"/mlflow": Proxy("MLflow", pages), "/endpoint": Proxy("the endpoint", endpoint)}
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -148,14 +149,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
-    for name in ("--endpoint", "--tracking-uri", "--project"):
+    for name in ("--endpoint", "--project"):
         parser.add_argument(name, default="")
     options = parser.parse_args()
     settings = read()
     rules = Rules.of(settings, options.host, options.port)
     with bound(options.host, options.port) as listening:
         projects = projects_of(settings.home, Path(options.project) if options.project else None)
-        app = application(settings, rules, projects, endpoint=options.endpoint, tracking_uri=options.tracking_uri)
+        app = application(settings, rules, projects, endpoint=options.endpoint, tracking_uri=settings.tracking_uri)
         serve(settings, listening, app)
 
 

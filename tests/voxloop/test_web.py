@@ -1,9 +1,11 @@
 """The web server as a browser, another client, and somebody who means harm meet it: a real one, in a process of its own."""
 
 import asyncio
+import base64
 import contextlib
 import gzip
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -17,19 +19,27 @@ from typing import Any
 import httpx
 import nibabel
 import numpy as np
+import psutil
 import pytest
 import uvicorn
+from dicomweb_client import DICOMwebClient
 from mlflow import MlflowClient
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from catalog import uploads
 from serving.registry import ALIAS, PROMOTED
-from voxloop.access import Rules, loopback
+from voxloop import uploads as uploading
+from voxloop.access import Access, Rules, loopback
 from voxloop.errors import FrontDoorError
 from voxloop.login import LONGEST
 from voxloop.processes import bound
 from voxloop.protocol import BoundedProtocol
 from voxloop.settings import Settings
-from voxloop.tracking import tracking_server
+from voxloop.tracking import tracking_server, without_password
 
 pytestmark = pytest.mark.slow
 
@@ -169,7 +179,10 @@ def test_it_starts_without_what_trains() -> None:
         ("localhost:{}", 200),
         ("LOCALHOST:{}", 200),
         ("[::1]:{}", 200),
-        ("127.0.0.1:1", 421),
+        ("127.0.0.1", 200),
+        ("127.0.0.1:1", 200),
+        ("evil.example@127.0.0.1", 421),
+        ("[::1", 421),
         ("evil.example:{}", 421),
         ("127.0.0.1.evil.example:{}", 421),
         ("", 421),
@@ -245,9 +258,14 @@ def test_a_browser_signs_in_and_stays_for_some_hours(guarded: Any) -> None:
         right = browser.post("/login", data={"token": TOKEN, "next": "/viewer?StudyInstanceUIDs=1.2"})
         assert (right.status_code, right.headers["location"]) == (303, "/viewer?StudyInstanceUIDs=1.2")
         cookie = right.headers["set-cookie"]
-        assert "HttpOnly" in cookie and "SameSite=strict" in cookie and TOKEN not in cookie
+        assert "HttpOnly" in cookie and "SameSite=lax" in cookie and TOKEN not in cookie
         assert browser.get("/app-config.js").status_code == 200
         expires, _, signed = browser.cookies["voxloop"].partition(".")
+        known = browser.get("/login?next=/viewer?a=b")
+        assert (known.status_code, known.headers["location"]) == (303, "/viewer?a=b"), "who is signed in is not asked again"
+        out = browser.get("/logout")
+        assert (out.status_code, out.headers["location"], dict(browser.cookies)) == (303, "/login", {})
+        assert browser.get("/login").status_code == 200
     assert guarded.get("/app-config.js", Cookie=f"voxloop={int(expires) + 1}.{signed}").status_code == 401
 
 
@@ -262,8 +280,6 @@ def test_a_form_that_is_too_long_is_refused(guarded: Any) -> None:
 
 
 def test_the_token_is_in_no_log_and_on_no_command_line(guarded: Any) -> None:
-    import psutil
-
     assert guarded.get("/app-config.js", **BEARER).status_code == 200
     assert TOKEN not in guarded.log.read_text()
     assert not [process for process in psutil.process_iter(["cmdline"]) if TOKEN in " ".join(process.info["cmdline"] or [])]
@@ -300,7 +316,7 @@ def behind() -> Iterator[tuple[str, list[tuple[str, dict[str, str], bytes]]]]:
 
 def test_mlflow_and_the_endpoint_are_reached_under_the_one_address(start: Callable[..., Any]) -> None:
     with behind() as (address, asked):
-        web = start("--tracking-uri", address, "--endpoint", address, VOXLOOP_TOKEN=TOKEN)
+        web = start("--endpoint", address, VOXLOOP_TRACKING_URI=address, VOXLOOP_TOKEN=TOKEN)
         cookie = {"Cookie": "a=b", "Origin": web.url}
         found = httpx.post(f"{web.url}/mlflow/a%2Fb/c?d=e%20f", content=b"body", headers={**BEARER, **cookie, "X-Kept": "1"})
         assert (found.status_code, found.text, found.headers["x-seen"]) == (418, "behind", "yes")
@@ -311,6 +327,63 @@ def test_mlflow_and_the_endpoint_are_reached_under_the_one_address(start: Callab
     gone = web.get("/mlflow/", **BEARER)
     assert gone.status_code == 502 and "MLflow" in gone.json()["title"]
     assert web.get("/mlflow", **BEARER).headers["location"] == "/mlflow/"
+
+
+def test_mlflows_password_is_sent_to_it_and_shown_to_nobody(start: Callable[..., Any]) -> None:
+    with behind() as (address, asked):
+        web = start(VOXLOOP_TRACKING_URI=address.replace("://", "://me:s3cret%21@"))
+        assert web.get("/mlflow/version").status_code == 418
+        assert b"s3cret" not in at(web.port, "/mlflow/x@evil.example/")
+    assert asked[0][1]["authorization"] == "Basic " + base64.b64encode(b"me:s3cret!").decode()
+    assert not [one for one in psutil.process_iter(["cmdline"]) if "s3cret" in " ".join(one.info["cmdline"] or [])]
+    assert "s3cret" not in web.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:s3cret@mlflow.example.org:8080/a@b", "http://mlflow.example.org:8080/a@b"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_what_is_shown_of_an_address_holds_no_password(uri: str, shown: str) -> None:
+    assert without_password(uri) == shown
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_dicomweb_client_is_let_in_though_it_names_no_port(web: Any, name: str) -> None:
+    client = DICOMwebClient(f"http://{name}:{web.port}/dicomweb")
+    assert client.search_for_studies() == []
+
+
+def test_links_name_the_public_address_also_behind_a_proxy_that_leaves_the_port_out() -> None:
+    rules = Rules.of(Settings(token=TOKEN, viewer_url="https://voxloop.example.org:8443"), "127.0.0.1", 5002)
+    told = {host: asked_as(rules, host) for host in ("voxloop.example.org", "voxloop.example.org:8443", "localhost:5002")}
+    public = "https://voxloop.example.org:8443/"
+    assert told == {
+        "voxloop.example.org": public,
+        "voxloop.example.org:8443": public,
+        "localhost:5002": "http://localhost:5002/",
+    }
+
+
+def asked_as(rules: Rules, host: str) -> str:
+    """How a page behind Access sees its own address when it is asked for at ``host``."""
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        await Response(str(Request(scope).base_url))(scope, receive, send)
+
+    async def ask() -> str:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(Access(page, rules)), base_url=f"http://{host}") as client:
+            return (await client.get("/", headers=BEARER)).text
+
+    return asyncio.run(ask())
+
+
+def test_a_trusted_proxy_is_known_also_to_a_server_on_every_address() -> None:
+    rules = Rules.of(Settings(trusted_proxy="10.0.0.5"), "::", 5002)
+    assert rules.trusts("::ffff:10.0.0.5") and not rules.trusts("::ffff:10.0.0.6")
 
 
 PROJECT = """
@@ -331,7 +404,7 @@ def test_the_champion_is_asked_of_mlflow_and_a_reader_does_not_wait_for_one_that
         return told["champion"], told["unknown"]
 
     with tracking_server(Settings(home=tmp_path)) as uri:
-        web = start("--tracking-uri", uri, "--project", str(tmp_path / "t.yaml"))
+        web = start("--project", str(tmp_path / "t.yaml"), VOXLOOP_TRACKING_URI=uri)
         client = MlflowClient(uri, uri)
         client.create_registered_model("t")
         client.create_model_version("t", "s3://nowhere/model")
@@ -358,14 +431,6 @@ def test_a_trusted_proxy_says_who_asks(start: Callable[..., Any]) -> None:
 
 
 def test_the_author_is_who_the_proxy_names() -> None:
-    from starlette.applications import Starlette
-    from starlette.middleware import Middleware
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse, Response
-    from starlette.routing import Route
-
-    from voxloop.access import Access
-
     async def told(request: Request) -> Response:
         return JSONResponse([request.scope.get("voxloop.author", ""), str(request.base_url)])
 
@@ -396,6 +461,19 @@ def test_loopback_needs_no_token(host: str) -> None:
 
 
 # Uploads
+
+
+def test_others_are_answered_while_an_upload_is_synced_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    monkeypatch.setattr(os, "fsync", lambda _: threads.append(threading.current_thread()))
+
+    async def upload() -> httpx.Response:
+        transport = httpx.ASGITransport(Starlette(routes=uploading.routes(tmp_path)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.post("/api/uploads", files={"file": ("scan.nii.gz", nifti(tmp_path).read_bytes())})
+
+    assert asyncio.run(upload()).status_code == 201
+    assert threads and threading.main_thread() not in threads
 
 
 def nifti(folder: Path, name: str = "scan.nii.gz", size: int = 4) -> Path:
