@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import highdicom as hd
+import hypothesis
 import numpy as np
 import pyarrow as pa
 import pydicom
 import pytest
+import schemathesis
+from hypothesis import HealthCheck
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
@@ -474,3 +477,21 @@ class TestMasks:
     ) -> None:
         stored = client.post("labels", **drawn(clinic.archive, series, truth, suggestion="gone", suggested_by="m/1")).json()
         assert (stored["suggested_by"], stored["voxels_changed"], stored["added_path_length"]) == ("m/1", None, None)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_no_request_makes_the_api_fail(clinic: Any, project: Project, endpoint: tuple[str, Any]) -> None:
+    app = api.application(clinic.archive, [project], endpoint=endpoint[0])
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    quick = hypothesis.settings(max_examples=6, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+    def check(case: Any) -> None:
+        if "key" in case.path_parameters:
+            case.path_parameters["key"] = project.key
+        reply = case.call()
+        assert reply.status_code < 500, (case.method, reply.url, reply.text[:300])
+
+    operations = [found.ok() for found in schema.get_all_operations()]
+    for operation in operations:
+        quick(hypothesis.given(case=operation.as_strategy())(check))()
+    assert len(operations) == 11
