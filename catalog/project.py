@@ -77,7 +77,8 @@ class Project:
             where = ".".join(map(str, first["loc"])) or "the file"
             raise CatalogError(f"{where}: {first['msg']}", about=str(path), remedy="mend the project file") from None
         except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as problem:
-            raise CatalogError(f"not YAML: {' '.join(str(problem).split())}", about=str(path)) from None
+            said = f"not YAML: {' '.join(str(problem).split())}"
+            raise CatalogError(said, about=str(path), remedy="mend the project file") from None
 
     def cases(self, archive: "Archive") -> list[Case]:
         """The image series of the cohort as the catalog is now, by SeriesInstanceUID; with channels, the studies that have

@@ -5,7 +5,7 @@ web server found out (``voxloop.author`` in the request's scope), else what the 
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from catalog import Archive, LabelRevision, Project, VoxloopError, mask, quoted, seg
+from catalog import Archive, CatalogError, LabelRevision, Project, VoxloopError, mask, quoted, seg
 from catalog.labels import history, revision
 from catalog.problem import HANDLERS, Refused, problem
 from labeling.capped import Capped
@@ -39,11 +39,20 @@ class ProjectSummary(BaseModel):
     label_set: str
 
 
+class Misread(BaseModel):
+    """A project file by its name, what is wrong with it and what to do."""
+
+    file: str
+    problem: str
+    remedy: str
+
+
 class Projects(BaseModel):
-    """``author`` is who the server knows to be asking; empty: the reader is to say."""
+    """``author`` is who the server knows to be asking; empty: the reader is to say. ``misread`` are files that are wrong."""
 
     author: str
     projects: list[ProjectSummary]
+    misread: list[Misread]
 
 
 class ProjectDetail(BaseModel):
@@ -111,13 +120,15 @@ Champion = Callable[[str], str | None]
 
 def application(
     archive: Archive,
-    projects: Sequence[Project],
+    projects: Iterable[Project],
     *,
+    problems: Callable[[], Sequence[CatalogError]] = list,
     endpoint: str = "",
     tracking_uri: str = "",
     champion: Champion | None = None,
 ) -> FastAPI:
-    """The API of ``projects`` on ``archive``.
+    """The API of ``projects`` on ``archive``. They are iterated anew for each request, and may have changed; ``problems`` are
+    then what is wrong with their files.
 
     ``endpoint`` is the base URL of MLflow's scoring server, which may be down or (empty) not there: suggestions then say so.
     ``tracking_uri`` is where a reader finds the models' runs; ``champion`` is asked while a reader waits.
@@ -126,27 +137,36 @@ def application(
     app.add_middleware(Capped, largest=LARGEST)
     for kind, handler in {**HANDLERS, VoxloopError: _voxloop, RequestValidationError: _invalid}.items():
         app.add_exception_handler(kind, handler)
-    known, masks = {project.key: project for project in projects}, Masks()
-    _add_projects(app, archive, known, tracking_uri, suggests=bool(endpoint))
-    _add_suggestions(app, known, Suggestions(archive, endpoint, masks), masks)
-    _add_labels(app, archive, known, masks)
-    _add_predictions(app, archive, known, masks, champion)
+    masks = Masks()
+    _add_projects(app, archive, projects, problems, tracking_uri, suggests=bool(endpoint))
+    _add_suggestions(app, projects, Suggestions(archive, endpoint, masks), masks)
+    _add_labels(app, archive, projects, masks)
+    _add_predictions(app, archive, projects, masks, champion)
     return app
 
 
-def _add_projects(app: FastAPI, archive: Archive, known: dict[str, Project], tracking_uri: str, *, suggests: bool) -> None:
+def _add_projects(
+    app: FastAPI,
+    archive: Archive,
+    projects: Iterable[Project],
+    problems: Callable[[], Sequence[CatalogError]],
+    tracking_uri: str,
+    *,
+    suggests: bool,
+) -> None:
     pool = Pool(archive)
 
     @app.get("/projects")
     def list_projects(request: Request) -> Projects:
-        """The projects, and who is asking."""
-        told = [ProjectSummary(key=project.key, label_set=project.label_set.name) for project in known.values()]
-        return Projects(author=request.scope.get("voxloop.author", ""), projects=told)
+        """The projects, their files that are wrong, and who is asking."""
+        told = [ProjectSummary(key=project.key, label_set=project.label_set.name) for project in projects]
+        misread = [Misread(file=Path(one.about).name, problem=one.problem, remedy=one.remedy) for one in problems()]
+        return Projects(author=request.scope.get("voxloop.author", ""), projects=told, misread=misread)
 
     @app.get("/projects/{key}")
     def show_project(key: str) -> ProjectDetail:
         """A project's label set, strategies and model."""
-        project = _project(known, key)
+        project = _project(projects, key)
         page = f"{tracking_uri.rstrip('/')}/#/models/{project.model}" if tracking_uri.startswith("http") else ""
         return ProjectDetail(
             key=key,
@@ -163,15 +183,15 @@ def _add_projects(app: FastAPI, archive: Archive, known: dict[str, Project], tra
     def next_series(key: str, wanted: Wanted, request: Request) -> Next:
         """The series to label next."""
         author = _author(request, wanted.author)
-        offer, left = pool.next(_project(known, key), strategy=wanted.strategy, skip=wanted.skip, author=author)
+        offer, left = pool.next(_project(projects, key), strategy=wanted.strategy, skip=wanted.skip, author=author)
         return Next(next=offer, remaining=left)
 
 
-def _add_suggestions(app: FastAPI, known: dict[str, Project], suggestions: Suggestions, masks: Masks) -> None:
+def _add_suggestions(app: FastAPI, projects: Iterable[Project], suggestions: Suggestions, masks: Masks) -> None:
     @app.post("/projects/{key}/suggestions", status_code=202)
     async def ask_for_suggestion(key: str, asked: Asked) -> Suggestion:
         """Ask the endpoint to segment a series; follow it at ``/suggestions/{id}``."""
-        return suggestions.ask(_project(known, key), asked.series)
+        return suggestions.ask(_project(projects, key), asked.series)
 
     @app.get("/suggestions/{suggestion_id}")
     async def show_suggestion(suggestion_id: str, wait: Annotated[float, Query(ge=0, le=30)] = 0.0) -> Suggestion:
@@ -185,7 +205,7 @@ def _add_suggestions(app: FastAPI, known: dict[str, Project], suggestions: Sugge
         return Response(masks.packed(mask_id), headers=headers, media_type="application/octet-stream")
 
 
-def _add_labels(app: FastAPI, archive: Archive, known: dict[str, Project], masks: Masks) -> None:
+def _add_labels(app: FastAPI, archive: Archive, projects: Iterable[Project], masks: Masks) -> None:
     @app.post("/projects/{key}/labels", status_code=201)
     def submit_label(
         key: str,
@@ -195,7 +215,7 @@ def _add_labels(app: FastAPI, archive: Archive, known: dict[str, Project], masks
         mask: Annotated[UploadFile | None, File(description="or its voxels, gzipped uint8 (slices, rows, columns)")] = None,
     ) -> dict[str, Any]:
         """Submit a label; answers the revision. The same ``label_id`` again adds nothing and answers the same."""
-        project, told = _project(known, key), _parsed(label)
+        project, told = _project(projects, key), _parsed(label)
         sent = seg or mask
         if sent is None or (seg and mask):
             raise Refused(422, "one of seg and mask is to be sent", about=told.series, remedy="send the mask once")
@@ -208,23 +228,23 @@ def _add_labels(app: FastAPI, archive: Archive, known: dict[str, Project], masks
     @app.get("/projects/{key}/labels")
     def list_labels(key: str, series: Annotated[str, Query(max_length=128)]) -> list[dict[str, Any]]:
         """The revisions of a series, the latest first."""
-        return [found.as_json() for found in history(archive, _project(known, key).key, series)]
+        return [found.as_json() for found in history(archive, _project(projects, key).key, series)]
 
     @app.get("/labels/{label_id}/mask")
     def show_label(label_id: str) -> Mask:
         """The mask of any revision."""
         found = _revision(archive, label_id)
-        project = _project(known, found.project)
+        project = _project(projects, found.project)
         return masks.add(archive, found.series_uid, mask(archive, found, project.label_set).array, project.label_set)
 
 
 def _add_predictions(
-    app: FastAPI, archive: Archive, known: dict[str, Project], masks: Masks, champion: Champion | None
+    app: FastAPI, archive: Archive, projects: Iterable[Project], masks: Masks, champion: Champion | None
 ) -> None:
     @app.get("/projects/{key}/compare")
     def compare(key: str, series: Annotated[str, Query(max_length=128)]) -> Comparison:
         """The reader's current label of a series, and the champion's prediction where it made one, else the latest."""
-        project = _project(known, key)
+        project = _project(projects, key)
         labels = [found for found in history(archive, key, series) if found.status != "draft"]
         version, unknown = _champion(champion, project.model)
         told = [
@@ -243,7 +263,7 @@ def _add_predictions(
         stored = archive.index.instance(sop_uid)
         if not rows or stored is None:
             raise Refused(404, "no such prediction", about=sop_uid, remedy="predict the series with voxloop batch-infer")
-        project, series = _project(known, rows[0]["project"]), rows[0]["series_uid"]
+        project, series = _project(projects, rows[0]["project"]), rows[0]["series_uid"]
         found = seg.decode(Path(stored.path), archive.geometry(series), project.label_set)
         return masks.add(archive, series, found.array, project.label_set)
 
@@ -271,9 +291,10 @@ def _predictions(archive: Archive, where: str) -> list[dict[str, Any]]:
     return found
 
 
-def _project(known: dict[str, Project], key: str) -> Project:
+def _project(projects: Iterable[Project], key: str) -> Project:
+    known = {project.key: project for project in projects}
     if key not in known:
-        remedy = f"there are {', '.join(known)}" if known else "give the server a project file"
+        remedy = f"there are {', '.join(known)}" if known else "put a project file into the home's projects folder"
         raise Refused(404, "no such project", about=key, remedy=remedy)
     return known[key]
 

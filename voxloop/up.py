@@ -18,10 +18,10 @@ from voxloop.errors import FrontDoorError
 from voxloop.home import held, only_one
 from voxloop.processes import LOOPBACK, answers, free_port
 from voxloop.programs import HOPELESS, Program, Supervisor, states
+from voxloop.projects import projects_of
 from voxloop.settings import Settings
 from voxloop.tracking import announce, running_server, server_command, withdraw, without_password
 from voxloop.viewer import installed
-from voxloop.web import projects_of
 
 __all__ = ["serve", "status"]
 

@@ -7,7 +7,7 @@ token nor MLflow's password stands on a command line.
 import argparse
 import resource
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 
-from catalog import Archive, Project, dicomweb, uploads
+from catalog import Archive, CatalogError, Project, dicomweb, uploads
 from catalog.errors import VoxloopError
 from catalog.problem import HANDLERS
 from labeling import api, ohif
@@ -27,12 +27,13 @@ from voxloop import login
 from voxloop import uploads as uploading
 from voxloop.access import Access, Rules
 from voxloop.processes import bound
+from voxloop.projects import ProjectFiles
 from voxloop.protocol import BoundedProtocol
 from voxloop.proxy import Proxy
 from voxloop.settings import Settings, read
 from voxloop.viewer import Modules, Viewer, installed
 
-__all__ = ["application", "projects_of", "serve"]
+__all__ = ["application", "serve"]
 
 GRACE_S = 3
 """Seconds that requests under way are given at the end."""
@@ -47,7 +48,7 @@ CONNECTIONS = 1000
 def application(
     settings: Settings,
     rules: Rules,
-    projects: Sequence[Project] = (),
+    projects: Sequence[Project] | ProjectFiles = (),
     *,
     endpoint: str = "",
     tracking_uri: str = "",
@@ -62,7 +63,8 @@ def application(
     pages = tracking_uri if tracking_uri.startswith("http") else ""  # a registry that is no server has none
     runs = f"{rules.public}/mlflow" if pages else ""  # where a reader's browser finds them
     champion = partial(_champion, tracking_uri) if tracking_uri else None
-    panel = api.application(archive, projects, endpoint=endpoint, tracking_uri=runs, champion=champion)
+    problems: Callable[[], Sequence[CatalogError]] = projects.problems if isinstance(projects, ProjectFiles) else list
+    panel = api.application(archive, projects, problems=problems, endpoint=endpoint, tracking_uri=runs, champion=champion)
     behind = {"/mlflow": Proxy("MLflow", pages), "/endpoint": Proxy("the endpoint", endpoint)}
 
     @asynccontextmanager
@@ -116,13 +118,6 @@ async def _with_slash(request: Request) -> Response:
     return RedirectResponse(request.url.path + "/")
 
 
-def projects_of(home: Path, named: Path | None = None) -> list[Project]:
-    """The projects of a home, ``named`` first, wherever its file is; a CatalogError names the file that cannot be one."""
-    first = [named.resolve()] if named else []
-    files = first + [path for path in sorted((home / "projects").glob("*.yaml")) if path.resolve() not in first]
-    return [Project.load(path) for path in files]
-
-
 def serve(settings: Settings, listening: socket.socket, app: Starlette) -> None:
     """Serve ``app`` until told to stop (SIGTERM, Ctrl-C)."""
     import uvicorn
@@ -155,7 +150,7 @@ def main() -> None:
     settings = read()
     rules = Rules.of(settings, options.host, options.port)
     with bound(options.host, options.port) as listening:
-        projects = projects_of(settings.home, Path(options.project) if options.project else None)
+        projects = ProjectFiles(settings.home, Path(options.project) if options.project else None)
         app = application(settings, rules, projects, endpoint=options.endpoint, tracking_uri=settings.tracking_uri)
         serve(settings, listening, app)
 

@@ -8,10 +8,10 @@ import { changed, drawing, drawn, forget, say, state } from './state.js';
 const key = () => state.project.key;
 
 export async function begin() {
-  const { author, projects } = await api.projects();
-  Object.assign(state, { projects, authorKnown: Boolean(author), author: author || state.author });
+  const { author, projects, misread } = await api.projects();
+  Object.assign(state, { projects, misread, authorKnown: Boolean(author), author: author || state.author });
   if (!projects.length) {
-    throw new api.Problem({ title: 'There is no project', remedy: 'put a project file into the home’s projects folder, then restart' });
+    throw new api.Problem({ title: 'There is no project', remedy: 'put a project file into the home’s projects folder, then reload this page' });
   }
   const kept = localStorage.getItem('voxloop.project');
   await choose(projects.some(project => project.key === kept) ? kept : projects[0].key);

@@ -99,6 +99,11 @@ function who() {
   ];
 }
 
+const misread = () =>
+  state.misread.map(({ file, problem, remedy }) =>
+    make('p', { className: 'problem', role: 'alert', text: `Project file ${file}: ${problem}. To mend it: ${remedy}, then reload this page.` })
+  );
+
 function sample() {
   const { offer, remaining, project } = state;
   const strategies = [['', 'the best there is'], ...project.strategies.map(name => [name, name])];
@@ -218,7 +223,7 @@ export class ActiveLearning extends HTMLElement {
 
   draw() {
     const focused = this.root.activeElement?.dataset.key ?? this.waiting;
-    const parts = state.project ? [who(), told(), sample(), structures(), handIn(), history(), model()] : [told()];
+    const parts = state.project ? [who(), misread(), told(), sample(), structures(), handIn(), history(), model()] : [misread(), told()];
     this.root.replaceChildren(make('style', { text: STYLE }), ...parts.flat().filter(Boolean));
     this.focusOn(focused);
     this.tick();

@@ -3,6 +3,7 @@ export const state = {
   author: localStorage.getItem('voxloop.author') ?? '',
   authorKnown: false,
   projects: [],
+  misread: [],
   project: null,
   strategy: '',
   offer: null,

@@ -100,6 +100,7 @@ def test_tells_of_the_project_what_a_viewer_needs(client: TestClient, project: P
     assert client.get("http://test/projects").json() == {
         "author": "",
         "projects": [{"key": project.key, "label_set": "phantom abdomen"}],
+        "misread": [],
     }
     told = client.get("").json()
     assert told["segments"][0] == {"value": 1, "name": "liver", "color": [221, 130, 101]}

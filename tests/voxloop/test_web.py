@@ -419,6 +419,21 @@ def test_the_champion_is_asked_of_mlflow_and_a_reader_does_not_wait_for_one_that
     assert compared(web) == (None, "MLflow does not answer")
 
 
+def test_project_files_are_followed_and_a_broken_one_is_told_of(start: Callable[..., Any]) -> None:
+    web = start()
+    assert web.get("/api/projects").json() == {"author": "", "projects": [], "misread": []}
+    (web.home / "projects").mkdir()
+    (web.home / "projects" / "t.yaml").write_text(PROJECT)
+    assert web.get("/api/projects/t").json()["model"] == "t"
+    (web.home / "projects" / "broken.yaml").write_text("key: [")
+    told = web.get("/api/projects").json()
+    assert [one["key"] for one in told["projects"]] == ["t"]
+    (misread,) = told["misread"]
+    assert misread["file"] == "broken.yaml" and misread["problem"].startswith("not YAML")
+    assert misread["remedy"] == "mend the project file"
+    assert "there are t" in web.get("/api/projects/other").json()["detail"]
+
+
 def test_a_trusted_proxy_says_who_asks(start: Callable[..., Any]) -> None:
     web = start(VOXLOOP_TRUSTED_PROXY="10.0.0.0/8, 127.0.0.1", VOXLOOP_VIEWER_URL="https://voxloop.example.org")
     assert web.get("/app-config.js").status_code == 401
