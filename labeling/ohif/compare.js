@@ -11,7 +11,7 @@ export async function compare(series) {
     const remedy = 'label it, and predict it with voxloop batch-infer';
     throw new api.Problem({ title: 'There is neither a label nor a prediction of this series', about: series, remedy });
   }
-  warnOfUnsubmitted('Compare with the model');
+  warnOfUnsubmitted('press Compare with the model');
   const image = imageOf(series);
   const [left, right] = await sideBySide(image);
   for (const { segmentationId } of service('segmentationService').getSegmentations()) mask.remove(segmentationId);

@@ -17,7 +17,12 @@ export async function begin() {
   await choose(projects.some(project => project.key === kept) ? kept : projects[0].key);
 }
 
+// Another project has other structures: what is drawn belongs to the one that it was drawn for, and goes with it.
 export async function choose(projectKey) {
+  if (state.project && state.project.key !== projectKey) {
+    warnOfUnsubmitted(`choose ${projectKey}`);
+    for (const [id] of drawn()) takeAway(id);
+  }
   localStorage.setItem('voxloop.project', projectKey);
   Object.assign(state, { project: await api.project(projectKey), offer: null, remaining: null, strategy: '', series: null });
   await look();
@@ -84,14 +89,19 @@ const inViewer = edited =>
       service('segmentationService').getSegmentation(id) && edited === (kept === null || kept !== mask.look(id).digest)
   );
 
-// Says once, before `button` takes drawings out of the viewer, that one is not submitted.
+// Says once, before an action ("press Next sample") takes drawings out of the viewer, that one is not submitted.
 let warned = '';
-export function warnOfUnsubmitted(button) {
+export function warnOfUnsubmitted(action) {
   const unsubmitted = inViewer(true).map(([id]) => id);
-  const about = [button, ...unsubmitted].join(' ');
+  const about = [action, ...unsubmitted].join(' ');
   if (!unsubmitted.length || warned === about) return;
   warned = about;
-  throw new api.Problem({ title: 'Your drawing is not submitted', remedy: `submit it, or press ${button} again to leave it` });
+  throw new api.Problem({ title: 'Your drawing is not submitted', remedy: `submit it, or ${action} again to leave it` });
+}
+
+function takeAway(segmentationId) {
+  mask.remove(segmentationId);
+  forget(segmentationId);
 }
 
 // Adds a drawing to the viewer; what was added before and not touched makes room for it.
@@ -99,10 +109,7 @@ export async function put(make, about) {
   const before = inViewer(false);
   const segmentationId = await make();
   Object.assign(drawing(segmentationId), about, { kept: mask.look(segmentationId).digest });
-  for (const [id] of before) {
-    mask.remove(id);
-    forget(id);
-  }
+  for (const [id] of before) takeAway(id);
   measure();
   return segmentationId;
 }
@@ -179,7 +186,7 @@ export function forgetStudy(study) {
 }
 
 export async function next() {
-  warnOfUnsubmitted('Next sample');
+  warnOfUnsubmitted('press Next sample');
   const wanted = { strategy: state.strategy, skip: state.skipped, author: state.author.trim() };
   const told = await api.next(key(), wanted);
   Object.assign(state, { offer: told.next, remaining: told.remaining });

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ import pydicom
 import pytest
 import uvicorn
 
-from catalog import Archive, Project, Split, freeze, seg, submit
+from catalog import Archive, LabelSet, Project, Split, Structure, freeze, seg, submit
 from catalog.labels import Submission, history
 from catalog.schemas import PREDICTIONS
 from experiments import synthetic
@@ -33,11 +33,13 @@ from voxloop.settings import Settings, read
 from voxloop.viewer import installed
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, Locator, Page, Route
 
 pytestmark = pytest.mark.slow
 
-WAIT = 30_000  # ms: a busy machine draws slowly
+COHORT = "select SeriesInstanceUID, StudyInstanceUID, PatientID from series where is_image"
+KIDNEYS = LabelSet("kidneys", (Structure("kidney", 1, ("SCT", "64033007", "Kidney"), (185, 102, 83)),))
+WAIT = 60_000  # ms: a busy machine draws slowly
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "acrin_nsclc_petct_seg"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 BUILD = installed(read().viewer_folder)
@@ -68,19 +70,39 @@ def site(clinic: Any, lasting_endpoint: tuple[str, Any]) -> Iterator[Site]:
     """The real application, as `voxloop up` serves it, for a project of its own."""
     url, handler = lasting_endpoint
     project = replace(clinic.project, key="viewed")
-    yield from _served(clinic.archive, project, url, handler)
+    yield from _served(clinic.archive, [project], url, handler)
 
 
-def _served(archive: Archive, project: Project, endpoint: str, handler: Any) -> Iterator[Site]:
+@pytest.fixture(scope="module")
+def phases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Two studies, of which one has two series of images, and two projects: one labels both, one the later series only."""
+    folder = tmp_path_factory.mktemp("phases")
+    synthetic.write(folder / "cohort", 2)
+    archive = Archive(folder / "home")
+    for case in sorted((folder / "cohort" / "images").iterdir()):
+        images = [pydicom.dcmread(path) for path in sorted(case.iterdir())]
+        archive.store(images, folder="images", writer=f"test/{case.name}")
+    later = hd.UID()
+    for image in images:
+        image.SeriesInstanceUID, image.SeriesNumber, image.SeriesDescription = later, 9, "late phase"
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = hd.UID()
+    archive.store(images, folder="images", writer="test/late")
+    split = Split(0.0, 0.0, "test")
+    both = Project("abdomens", COHORT, synthetic.LABEL_SET, {}, split, "abdomens", 0.02)
+    late = Project("late", f"{COHORT} and SeriesDescription = 'late phase'", KIDNEYS, {}, split, "late", 0.02)
+    yield from _served(archive, [both, late], "", None)
+
+
+def _served(archive: Archive, projects: Sequence[Project], endpoint: str, handler: Any) -> Iterator[Site]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
         settings = Settings(home=archive.home, viewer_folder=str(BUILD), tracking_uri="")
-        app = web.application(settings, Rules.of(settings, "127.0.0.1", port), [project], endpoint=endpoint)
+        app = web.application(settings, Rules.of(settings, "127.0.0.1", port), projects, endpoint=endpoint)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
-        yield Site(f"http://127.0.0.1:{port}", archive, project, handler)
+        yield Site(f"http://127.0.0.1:{port}", archive, projects[0], handler)
         server.should_exit = True
         thread.join(20)
 
@@ -163,6 +185,12 @@ BRUSHING = """() => cornerstoneTools.ToolGroupManager.getAllToolGroups()
 SEGMENTED = """() => services.segmentationService.getSegmentations().some(({ segmentationId }) =>
   cornerstoneTools.segmentation.state.getSegmentation(segmentationId).representationData.Labelmap?.imageIds
     .some(id => cornerstone.cache.getImage(id)?.voxelManager.getScalarData().some(Boolean)))"""
+SERIES = """() => {
+  const { viewports, activeViewportId } = services.viewportGridService.getState();
+  const [uid] = viewports.get(activeViewportId)?.displaySetInstanceUIDs ?? [];
+  return uid && services.displaySetService.getDisplaySetByUID(uid)?.SeriesInstanceUID;
+}"""
+LISTED = "() => services.displaySetService.getActiveDisplaySets().map(set => set.SeriesInstanceUID)"
 DRAWN = """() => {
   const [{ viewportId }] = [services.viewportGridService.getState()].map(s => ({ viewportId: s.activeViewportId }));
   const { segmentationId } = services.segmentationService.getActiveSegmentation(viewportId);
@@ -176,6 +204,11 @@ DRAWN = """() => {
 }"""
 
 
+def shown(page: "Page") -> Any:
+    """The series in the viewport that is worked in."""
+    return page.evaluate(SERIES)
+
+
 def drawn(page: "Page", archive: Archive, series: str) -> np.ndarray:
     """The voxels that the browser holds, uint8 on the series' grid, as cornerstone itself names the slices."""
     slices = page.evaluate(DRAWN)
@@ -187,6 +220,7 @@ def drawn(page: "Page", archive: Archive, series: str) -> np.ndarray:
 def stored(site: Site, series: str) -> tuple[np.ndarray, Path]:
     """The latest label as highdicom reads it where its frames lie, and its file."""
     latest = history(site.archive, site.project.key, series)[0]
+    site.archive.index.follow(site.archive.objects)
     path = Path(site.archive.index.instance(latest.seg_uid).path)
     read = hd.seg.segread(path).get_volume(combine_segments=True, dtype=np.uint8)
     return read.match_geometry(site.archive.geometry(series)).array, path
@@ -338,6 +372,71 @@ def test_the_next_sample_opens_without_a_reload(page: "Page", site: Site) -> Non
     assert not seen & {site.study(series) for series in labelled}
 
 
+def test_a_project_is_picked_and_its_next_sample_is_the_series_that_was_offered(page: "Page", phases: Site) -> None:
+    alone, earlier, later = three(phases)
+    opened(page, phases, alone)
+    press(page, "Start an empty label")
+    assert panel(page).locator("legend").all_inner_texts() == ["liver", "spleen"]
+    project = panel(page).get_by_label("Project")
+    assert project.locator("option").all_inner_texts() == ["abdomens", "late"]
+    project.select_option("late")
+    until(page, lambda: project.input_value() == "late" and panel(page).locator("legend").count() == 0)
+    press(page, "Start an empty label")
+    assert panel(page).locator("legend").all_inner_texts() == ["kidney"]
+    brush(page)
+    panel(page).locator("input[value=present]:checked").wait_for()
+
+    project.select_option("abdomens")
+    said(page, "Your drawing is not submitted")
+    assert project.input_value() == "late", "nor is the project changed"
+    press(page, "Next sample")
+    said(page, "press Next sample again to leave it")
+    assert shown(page) == alone
+    press(page, "Next sample")
+    until(page, lambda: shown(page) == later)
+    assert page.evaluate(LISTED) == [earlier, later], "which is not what the viewer itself would have opened"
+    said(page, "drawn at random")
+
+
+def three(site: Site) -> Any:
+    """The series of `phases`: the only one of its study, the earlier and the later of the other."""
+    found = site.archive.sql("select SeriesInstanceUID from series where is_image order by PatientID, SeriesNumber")
+    return found["SeriesInstanceUID"].to_pylist()
+
+
+def test_a_stroke_made_during_a_submit_is_kept_and_is_not_submitted(page: "Page", phases: Site) -> None:
+    series = three(phases)[0]
+    opened(page, phases, series)
+    press(page, "Start an empty label")
+    brush(page)
+    panel(page).locator("input[value=present]:checked").wait_for()
+    first = drawn(page, phases.archive, series)
+    sent: "list[Route]" = []
+    page.route("**/labels", lambda route: sent.append(route), times=1)
+    press(page, "Submit label")
+    until(page, lambda: len(sent) == 1)
+    brush(page, down=60)
+    until(page, lambda: np.count_nonzero(drawn(page, phases.archive, series)) > np.count_nonzero(first))
+    sent[0].continue_()
+    said(page, "Submitted in")
+    more = drawn(page, phases.archive, series)
+    assert (stored(phases, series)[0] == first).all()
+    assert np.count_nonzero(more) > np.count_nonzero(first)
+
+    press(page, "Compare with the model")
+    said(page, "press Compare with the model again to leave it")
+    assert (drawn(page, phases.archive, series) == more).all()
+    press(page, "Submit label")
+    loads = panel(page).locator("li button")
+    until(page, lambda: loads.count() == 2)
+    assert (stored(phases, series)[0] == more).all()
+    loads.last.click()
+    said(page, "Loaded the label of Ada")
+    assert (drawn(page, phases.archive, series) == first).all()
+    loads.first.click()
+    until(page, lambda: np.array_equal(drawn(page, phases.archive, series), more))
+
+
 def test_measurements_become_a_report_that_is_valid(page: "Page", site: Site) -> None:
     series = of_training(site, 3)
     opened(page, site, series)
@@ -437,7 +536,7 @@ def test_real_images_in_jpeg_ls_with_segmentations_that_exist(page: "Page", tmp_
     project = Project("pet", cohort, synthetic.LABEL_SET, {}, Split(0.1, 0.3, "test"), "pet", 0.02)
     archive.index.follow(archive.objects)
     (series,) = {row["SeriesInstanceUID"] for row in archive.index.instances({"Modality": "PT"})}
-    for site in _served(archive, project, "", None):
+    for site in _served(archive, [project], "", None):
         opened(page, site, series)
         page.get_by_text("PT-Segmentation").first.dblclick()
         until(page, SEGMENTED)
