@@ -6,6 +6,7 @@ import { ActiveLearning, run } from './panel.js';
 import { compare } from './compare.js';
 import { element } from './element.js';
 import { active, host, imageOf, service, until } from './host.js';
+import { cameFromReport } from './measurements.js';
 import { forget, state } from './state.js';
 
 customElements.get('voxloop-panel') ?? customElements.define('voxloop-panel', ActiveLearning);
@@ -52,6 +53,7 @@ export default {
         measure();
       })
     );
+    follow('measurementService', [service('measurementService').EVENTS.RAW_MEASUREMENT_ADDED], cameFromReport);
     Object.assign(state, { series: null, history: [] });
     clock.restart();
     until(() => !state.busy, 'the end of what is under way', Infinity).then(() => run('Open', start));

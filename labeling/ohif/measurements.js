@@ -1,22 +1,36 @@
 // What the reader measured, as a structured report through OHIF's own writer and DICOMweb.
 import { Problem } from './api.js';
-import { host, service, source } from './host.js';
+import { active, host, service, source } from './host.js';
 import { forgetStudy } from './label.js';
 import { say } from './state.js';
 
+// By measurement: what of it is stored. A report holds only what no report holds yet, or what was changed since.
+const stored = new Map();
+const told = ({ points, label, finding, findingSites }) => JSON.stringify([points, label, finding, findingSites]);
+const keep = measurement => stored.set(measurement.uid, told(measurement));
+
+// A measurement that came from a report: OHIF tells of it by an event of its own.
+export const cameFromReport = ({ measurement }) => keep(measurement);
+
 export async function submitMeasurements() {
-  const measured = service('measurementService').getMeasurements();
+  const study = active().image?.StudyInstanceUID;
+  const measured = service('measurementService').getMeasurements().filter(one => one.referenceStudyUID === study);
   if (!measured.length) throw new Problem({ title: 'Nothing is measured', remedy: 'measure with the tools above the image' });
+  const fresh = measured.filter(one => stored.get(one.uid) !== told(one));
+  if (!fresh.length) return say(`Nothing new is measured: ${amount(measured)} stored already.`);
   const data = source();
   await host.commandsManager.runCommand(
     'storeMeasurements',
     {
-      measurementData: measured,
+      measurementData: fresh,
       dataSource: { store: data.store, deleteStudyMetadataPromise: forgetStudy },
       additionalFindingTypes: ['ArrowAnnotate'],
       options: { SeriesDescription: 'Measurements', SeriesNumber: '3100' },
     },
     'CORNERSTONE_STRUCTURED_REPORT'
   );
-  say(`${measured.length} measurement${measured.length > 1 ? 's' : ''} stored.`);
+  fresh.forEach(keep);
+  say(`${amount(fresh)} stored.`);
 }
+
+const amount = ({ length }) => `${length} measurement${length > 1 ? 's' : ''}`;

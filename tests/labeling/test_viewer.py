@@ -461,6 +461,19 @@ def test_measurements_become_a_report_that_is_valid(page: "Page", site: Site) ->
     values = [item for item in pydicom.dcmread(path).iterall() if item.keyword == "NumericValue"]
     assert any(float(item.value) > 10 for item in values)
 
+    press(page, "Submit measurements")
+    said(page, "Nothing new is measured: 1 measurement stored already.")
+    page.reload()
+    ready(page)
+    page.evaluate("""() => {
+      const report = services.displaySetService.getActiveDisplaySets().find(({ Modality }) => Modality === 'SR');
+      const { displaySetInstanceUID } = report;
+      report.load().then(() => commandsManager.runCommand('hydrateStructuredReport', { displaySetInstanceUID }));
+    }""")
+    until(page, "() => services.measurementService.getMeasurements().length === 1")
+    press(page, "Submit measurements")
+    said(page, "Nothing new is measured: 1 measurement stored already.")
+
 
 def test_label_and_prediction_stand_side_by_side_from_a_link(page: "Page", site: Site, clinic: Any) -> None:
     series = of_training(site, 4)

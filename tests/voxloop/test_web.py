@@ -77,6 +77,7 @@ def test_the_page_is_asked_for_again_and_its_script_is_kept(web: Any, viewer: Pa
     assert page.headers["cache-control"] == "no-cache" and page.headers["content-encoding"] == "gzip"
     again = web.get("/", If_None_Match=page.headers["etag"])
     assert again.status_code == 304
+    assert again.headers["content-security-policy"] == page.headers["content-security-policy"], "a reload lives by this one"
     script = web.get("/app.bundle.0123456789abcdef0123.js")
     assert script.headers["cache-control"] == "public, max-age=31536000, immutable"
     assert "immutable" not in web.get("/app.bundle.css").headers["cache-control"]
