@@ -54,7 +54,7 @@ class EntropyStrategy:
         entropy = [-1.0 if value is None else float(value) for value in pool["entropy"].to_pylist()]
         shuffled = np.random.default_rng(seed).permutation(len(uids))
         order = sorted(shuffled, key=lambda i: -entropy[i])[:k]
-        return [Choice(uids[i], entropy[i], f"predictive entropy {entropy[i]:.4f}") for i in order]
+        return [Choice(uids[i], entropy[i], f"predictive entropy {entropy[i]:.4f} nats") for i in order]
 
 
 def _uids(pool: pa.Table) -> list[str]:

@@ -13,6 +13,7 @@ export async function compare(series) {
   }
   warnOfUnsubmitted('press Compare with the model');
   const image = imageOf(series);
+  if (!image) throw new api.Problem({ title: 'Its series is not open', about: series, remedy: 'open its study' });
   const [left, right] = await sideBySide(image);
   for (const { segmentationId } of service('segmentationService').getSegmentations()) mask.remove(segmentationId);
   if (told.label) {
@@ -59,8 +60,15 @@ async function sideBySide(image) {
     return found.length === 2 && found;
   }, 'the second viewport');
   const displaySetInstanceUIDs = [image.displaySetInstanceUID];
-  await grid.setDisplaySetsForViewports(ids.map(viewportId => ({ viewportId, displaySetInstanceUIDs })));
-  const shown = id => service('cornerstoneViewportService').getCornerstoneViewport(id)?.getImageIds?.().length;
-  await until(() => ids.every(shown), 'the image in both viewports');
+  const viewport = id => service('cornerstoneViewportService').getCornerstoneViewport(id);
+  const shown = id => viewport(id)?.getImageIds?.().some(one => image.imageIds.includes(one));
+  await until(() => {
+    const others = ids.filter(id => grid.getState().viewports.get(id)?.displaySetInstanceUIDs?.[0] !== image.displaySetInstanceUID);
+    // OHIF fills a new viewport itself, and late
+    if (others.length) grid.setDisplaySetsForViewports(others.map(viewportId => ({ viewportId, displaySetInstanceUIDs })));
+    return !others.length && ids.every(shown);
+  }, 'the image in both viewports');
+  const group = { type: 'imageSlice', id: 'voxloop-compare', source: true, target: true };
+  for (const id of ids) service('syncGroupService').addViewportToSyncGroup(id, viewport(id).getRenderingEngine().id, group);
   return ids;
 }

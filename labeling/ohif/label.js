@@ -174,6 +174,7 @@ export async function submit() {
   Object.assign(about, { parent: stored.label_id, suggestion: null, suggestedBy: null, kept: digest, sent: '' });
   clock.restart();
   forgetStudy(stored.study_uid);
+  Object.assign(state, { offer: null, remaining: null });
   await refresh(series);
   const drew = stored.added_path_length === null ? '' : `, ${stored.added_path_length} voxels of contour added`;
   say(`Submitted in ${stored.seconds.toFixed(0)} s${drew}.`);
@@ -191,8 +192,9 @@ export async function next() {
   const told = await api.next(key(), wanted);
   Object.assign(state, { offer: told.next, remaining: told.remaining });
   if (!told.next) {
+    const passed = state.skipped.length > 0;
     state.skipped = [];
-    return say('None is left to label by this strategy; press Next sample to see those again that you passed over.');
+    return say(passed ? 'No other is left; press Next sample to see those again that you passed over.' : 'None is left to label.');
   }
   state.skipped = [...state.skipped, told.next.series].slice(-10000);
   forgetStudy(told.next.study);

@@ -107,7 +107,23 @@ export async function show(told, image, label, viewportId) {
     throw new api.Problem({ title, about: told.series, remedy: 'reload the page' });
   }
   libraries().cornerstoneTools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(segmentationId);
+  reveal(segmentationId, viewportId);
   return segmentationId;
+}
+
+// Goes to the slice with the most voxels of a mask, where the slice that is seen has none.
+function reveal(segmentationId, viewportId = active().viewportId) {
+  const viewport = service('cornerstoneViewportService').getCornerstoneViewport(viewportId);
+  if (!viewport?.setImageIdIndex) return; // what is cut anew has slices of its own
+  const drawn = new Map();
+  for (const image of images(segmentationId)) {
+    const count = pixels(image).reduce((sum, value) => sum + (value > 0), 0);
+    drawn.set(image.referencedImageId, (drawn.get(image.referencedImageId) ?? 0) + count);
+  }
+  if (drawn.get(viewport.getCurrentImageId())) return;
+  const [fullest, most] = [...drawn].reduce((best, one) => (one[1] > best[1] ? one : best), ['', 0]);
+  const imageIndex = viewport.getImageIds().indexOf(fullest);
+  if (most && imageIndex >= 0) libraries().cornerstone.utilities.jumpToSlice(viewport.element, { imageIndex });
 }
 
 export function remove(segmentationId) {

@@ -7,6 +7,7 @@ import { changed, onChange, state } from './state.js';
 
 const STYLE = `
 :host { display: block; color: #e6ecff; font: 13px/1.45 Inter, system-ui, sans-serif; padding: 8px 10px; }
+h1 { margin: 0 0 6px; font-size: 13px; font-weight: 600; }
 h2 { margin: 14px 0 6px; font-size: 12px; font-weight: 600; color: #5acce6; }
 h2:first-of-type { margin-top: 0; }
 p { margin: 4px 0; }
@@ -94,6 +95,7 @@ function who() {
   const several = state.projects.length > 1;
   const projects = state.projects.map(({ key }) => [key, key]);
   return [
+    make('h1', { text: 'Active learning' }),
     several && picker('Project', 'project', projects, state.project.key, key => run('Project', () => label.choose(key))),
     make('label', { className: 'field' }, make('span', { text: 'Reader' }), make('input', given)),
   ];
@@ -167,10 +169,12 @@ function handIn() {
 function history() {
   const rows = state.history.map(revision => {
     const drew = revision.added_path_length === null ? '' : `, path ${revision.added_path_length}`;
-    const when = new Date(revision.created_at).toLocaleString([], { dateStyle: 'short', timeStyle: 'short' });
-    const found = Object.keys(revision.states).filter(name => revision.states[name] === 'present').join(', ') || 'nothing';
+    const when = new Date(revision.created_at).toLocaleString([], { dateStyle: 'short', timeStyle: 'medium' });
+    const named = value => Object.keys(revision.states).filter(name => revision.states[name] === value);
+    const found = [...named('present'), ...named('absent').map(name => `no ${name}`)].join(', ') || 'nothing annotated';
     const from = revision.suggested_by ? ` from ${revision.suggested_by}` : '';
-    const text = `${revision.author}, ${when}: ${found}${from} (${revision.status}, ${Math.round(revision.seconds)} s${drew})`;
+    const spent = revision.role === 'reader' ? `${Math.round(revision.seconds)} s${drew}` : revision.role;
+    const text = `${revision.author}, ${when}: ${found}${from} (${revision.status}, ${spent})`;
     const open = button(`load-${revision.label_id}`, 'Load', () => label.load(revision), { second: true });
     open.setAttribute('aria-label', `Load the label of ${revision.author} of ${when}`);
     return make('li', {}, make('span', { text }), open);
