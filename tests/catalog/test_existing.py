@@ -186,6 +186,27 @@ def test_a_fractional_segmentation_counts_from_a_threshold(stored: Stored, proje
     assert np.count_nonzero(label_map(archive, project, uid)) == 3
 
 
+def test_shares_below_the_threshold_are_not_absent(stored: Stored, project: Project, tmp_path: Path) -> None:
+    archive, uid = stored()
+    share = np.zeros((*archive.geometry(uid).spatial_shape, 2), np.float32)
+    share[1:4, 2:6, 2:6, 0] = 0.4
+    path = write_own(archive, uid, tmp_path / "faint.dcm", share, "FRACTIONAL", ("Liver", "Milz"), omit_empty_frames=False)
+    one = only(archive, project, path)
+    assert one.states == {"Liver": "not_annotated", "Spleen": "absent"}
+    assert one.notes == ("Liver is outlined and has no voxel: not annotated, rather than absent",)
+
+
+def test_contours_without_a_voxel_are_not_absent(stored: Stored, project: Project, tmp_path: Path) -> None:
+    archive, uid = stored()
+    speck = np.array([[2, 3.1, 3.1], [2, 3.1, 3.9], [2, 3.9, 3.9], [2, 3.9, 3.1]])
+    square = np.array([[2, 1.5, 2.5], [2, 1.5, 7.5], [2, 5.5, 7.5], [2, 5.5, 2.5]])
+    path = write_rtstruct(archive, uid, tmp_path / "rt.dcm", {"Liver": [square, square[::-1]], "Spleen": [speck]})
+    one = only(archive, project, path)
+    assert one.states == {"Liver": "present", "Spleen": "not_annotated"}
+    assert one.notes == ("Spleen is outlined and has no voxel: not annotated, rather than absent",)
+    assert np.count_nonzero(label_map(archive, project, uid)) == 4 * 5
+
+
 def test_a_label_map_segmentation_is_read(stored: Stored, project: Project, tmp_path: Path) -> None:
     archive, uid = stored()
     array = drawn(archive.geometry(uid).spatial_shape)
