@@ -264,8 +264,8 @@ def _fitting(
     """The first series on whose grid it lies, and its label map; else why it does not lie on the first."""
     problems = []
     for uid in targets:
-        grid = archive.geometry(uid)
         try:
+            grid = archive.geometry(uid)
             return uid, grid.with_array(outlines.label_map(grid, values))
         except CatalogError as problem:
             problems.append(problem)

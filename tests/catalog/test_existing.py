@@ -427,6 +427,26 @@ def test_a_structure_set_becomes_a_revision(stored: Stored, project: Project, af
     assert "between the slices, at 3.50" in only(archive, project, between).reason
 
 
+def test_the_first_series_that_it_fits_is_taken(stored: Stored, project: Project, tmp_path: Path) -> None:
+    """Of two that it names, one of which is no regular volume."""
+    archive, irregular = stored()
+    _, uid = stored(case="two")
+    square = np.array([[2, 1.5, 2.5], [2, 1.5, 7.5], [2, 5.5, 7.5], [2, 5.5, 2.5]])
+    path = write_rtstruct(archive, uid, tmp_path / "rt.dcm", {"Liver": [square]})
+    made, first = pydicom.dcmread(path), Dataset()
+    first.SeriesInstanceUID = irregular
+    made.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0].RTReferencedSeriesSequence.insert(0, first)
+    made.save_as(path)
+    file = sorted(Path(one) for one in archive.series_files(irregular))[2]
+    moved = pydicom.dcmread(file)
+    moved.ImagePositionPatient[2] += 0.7
+    moved.save_as(file)
+    with pytest.raises(CatalogError, match="not one regular volume"):
+        archive.geometry(irregular)
+    one = only(archive, project, path)
+    assert (one.outcome, one.series_uid) == ("added", uid), one.reason
+
+
 def test_nifti_is_matched_by_value_name_or_file(stored: Stored, project: Project, tmp_path: Path) -> None:
     archive, uid = stored()
     like = archive.geometry(uid)
