@@ -66,9 +66,7 @@ def take(
     grid = archive.geometry(told.series)
     array = _decoded(archive, project, told, sent) if dicom else _unpacked(archive, project, told, sent)
     mask = hd.Volume(array, grid.affine, "PATIENT", frame_of_reference_uid=grid.frame_of_reference_uid)
-    began = None if told.suggestion is None else masks.array(told.suggestion)
-    if began is not None and began.shape != array.shape:
-        raise Refused(422, "the suggestion is another series'", about=str(told.suggestion), remedy="name that of this series")
+    began = _suggested(masks, told)
     submission = Submission(
         series_uid=told.series,
         mask=mask,
@@ -82,6 +80,16 @@ def take(
         added_path_length=None if began is None else added_path_length(array, began),
     )
     return submit(archive, project.key, project.label_set, submission, label_id=label_id)
+
+
+def _suggested(masks: Masks, told: SubmittedLabel) -> "np.ndarray[Any, Any] | None":
+    """The suggestion that it began from, where that is still kept."""
+    if told.suggestion is None:
+        return None
+    series = masks.series(told.suggestion)
+    if series not in (None, told.series):
+        raise Refused(422, "the suggestion is another series'", about=told.suggestion, remedy=f"name one of {told.series}")
+    return masks.array(told.suggestion)
 
 
 def _unpacked(archive: Archive, project: Project, told: SubmittedLabel, sent: bytes) -> "np.ndarray[Any, Any]":

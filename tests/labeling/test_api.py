@@ -273,6 +273,15 @@ class TestLabel:
         sent = drawn(clinic.archive, other, truth, label_id=told["label_id"])
         assert told["label_id"] in problem(client.post("labels", **sent), 409)
 
+    def test_is_not_compared_with_another_series_suggestion(
+        self, client: TestClient, clinic: Any, project: Project, series: str, truth: np.ndarray
+    ) -> None:
+        other = next(uid for uid in clinic.truth if clinic.archive.geometry(uid).spatial_shape == truth.shape and uid != series)
+        began = {"suggestion": suggested(client, other)["mask"]["mask"], "suggested_by": "phantoms/3"}
+        answer = client.post("labels", **drawn(clinic.archive, series, truth, **began))
+        assert f"the suggestion is another series' (name one of {series})" in problem(answer, 422)
+        assert history(clinic.archive, project.key, series) == []
+
     def test_may_come_as_a_dicom_seg_even_as_ohif_writes_one(
         self, client: TestClient, clinic: Any, project: Project, series: str, truth: np.ndarray
     ) -> None:
