@@ -81,7 +81,9 @@ def mask_of(client: TestClient, told: Mapping[str, Any]) -> np.ndarray:
 def suggested(client: TestClient, series: str) -> dict[str, Any]:
     asked = client.post("suggestions", json={"series": series})
     assert asked.status_code == 202
-    told: dict[str, Any] = client.get(f"http://test/suggestions/{asked.json()['id']}", params={"wait": 20}).json()
+    told: dict[str, Any] = asked.json()
+    while told["state"] == "running":
+        told = client.get(f"http://test/suggestions/{told['id']}", params={"wait": 20}).json()
     return told
 
 
