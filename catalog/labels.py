@@ -107,7 +107,10 @@ def submit(
     )
     measured = _measured(archive, event, submission, labels, sources)
     journal = Journal(archive.home, f"label/{label_id}", label=event)
-    with archive.writing():
+    with archive.labelling(), archive.writing():
+        stored = revision(archive, label_id)
+        if stored is not None:
+            return stored
         put(archive, [segmentation], folder=FOLDER, journal=journal)
         archive.labels.append(label_rows(event), writer=f"label/{label_id}", batch=0)
         features.append(archive, measured, writer=features.writer(event["seg_uid"]))

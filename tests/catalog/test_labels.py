@@ -1,5 +1,7 @@
 import multiprocessing
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from catalog import Archive, CatalogError, LabelRevision, LabelSet, Submission, current, mask, submit
+from catalog import labels as events
 from catalog.disk import TEMPORARY
 
 Stored = Callable[..., tuple[Archive, str]]
@@ -50,6 +53,29 @@ def test_the_same_label_id_adds_nothing(stored: Stored, labels: LabelSet) -> Non
     before = archive.objects.version(), archive.labels.version()
     assert submit(archive, "p", labels, handed_in(archive, uid), label_id="L") == first
     assert (archive.objects.version(), archive.labels.version()) == before
+
+
+def test_of_two_at_once_with_one_id_the_mask_and_the_author_are_of_one(
+    stored: Stored, labels: LabelSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, uid = stored()
+    given = {name: handed_in(archive, uid, value=value, author=name) for name, value in (("Anna", 1), ("Bela", 7), ("Cleo", 0))}
+    ready, measured = threading.Barrier(len(given), timeout=60), events._measured
+
+    def together(*told: object) -> object:
+        found = measured(*told)  # type: ignore[arg-type]
+        ready.wait()
+        return found
+
+    monkeypatch.setattr(events, "_measured", together)
+    for label_id in ("L", "M", "N"):
+        with ThreadPoolExecutor(len(given)) as pool:
+            every = [pool.submit(submit, Archive(archive.home), "p", labels, one, label_id=label_id) for one in given.values()]
+        revision = events.revision(archive, label_id)
+        assert revision is not None
+        assert [one.result() for one in every] == [revision] * len(given)
+        np.testing.assert_array_equal(mask(archive, revision, labels).array, given[revision.author].mask.array)
+    assert rows(archive) == 3
 
 
 def test_current_is_the_latest_as_of_a_version(stored: Stored, labels: LabelSet) -> None:
