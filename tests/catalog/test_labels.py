@@ -11,6 +11,7 @@ import pytest
 from catalog import Archive, CatalogError, LabelRevision, LabelSet, Submission, current, mask, submit
 from catalog import labels as events
 from catalog.disk import TEMPORARY
+from catalog.labels import LabelTaken
 
 Stored = Callable[..., tuple[Archive, str]]
 
@@ -51,11 +52,31 @@ def test_the_same_label_id_adds_nothing(stored: Stored, labels: LabelSet) -> Non
     archive, uid = stored()
     first = submit(archive, "p", labels, handed_in(archive, uid), label_id="L")
     before = archive.objects.version(), archive.labels.version()
-    assert submit(archive, "p", labels, handed_in(archive, uid), label_id="L") == first
+    assert submit(archive, "p", labels, handed_in(archive, uid, seconds=99.0, voxels_changed=4), label_id="L") == first
     assert (archive.objects.version(), archive.labels.version()) == before
 
 
-def test_of_two_at_once_with_one_id_the_mask_and_the_author_are_of_one(
+def test_another_label_under_an_id_is_refused(stored: Stored, labels: LabelSet) -> None:
+    """Whoever handed it in would be told that it is stored, and it would be lost."""
+    archive, uid = stored()
+    first = handed_in(archive, uid)
+    submit(archive, "p", labels, first, label_id="L")
+    moved = first.mask.with_array(np.roll(first.mask.array, 1, axis=2))
+    for other, says in [
+        (replace(first, mask=moved), "another mask"),
+        (replace(first, author="Bela"), "another author"),
+        (replace(first, status="draft"), "another status"),
+        (replace(first, suggested_by="m/1"), "another suggested_by"),
+        (handed_in(archive, uid, value=7), "another states"),
+    ]:
+        with pytest.raises(LabelTaken, match=rf"label L: a label of {says} is there under this id \(give .* a new id\)"):
+            submit(archive, "p", labels, other, label_id="L")
+    with pytest.raises(LabelTaken, match="another project"):
+        submit(archive, "q", labels, first, label_id="L")
+    assert rows(archive) == 1
+
+
+def test_of_several_at_once_with_one_id_one_is_stored_and_the_others_are_refused(
     stored: Stored, labels: LabelSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive, uid = stored()
@@ -73,7 +94,8 @@ def test_of_two_at_once_with_one_id_the_mask_and_the_author_are_of_one(
             every = [pool.submit(submit, Archive(archive.home), "p", labels, one, label_id=label_id) for one in given.values()]
         revision = events.revision(archive, label_id)
         assert revision is not None
-        assert [one.result() for one in every] == [revision] * len(given)
+        assert [one.result() for one in every if not one.exception()] == [revision]
+        assert [type(one.exception()) for one in every if one.exception()] == [LabelTaken] * (len(given) - 1)
         np.testing.assert_array_equal(mask(archive, revision, labels).array, given[revision.author].mask.array)
     assert rows(archive) == 3
 

@@ -269,6 +269,22 @@ class TestLabel:
         assert client.post("labels", **sent).json() == client.post("labels", **sent).json()
         assert len(history(clinic.archive, project.key, series)) == 1
 
+    @pytest.mark.parametrize(
+        ("told", "redrawn"),
+        [
+            ({"author": "Grace"}, lambda truth: truth),
+            ({"states": {**PRESENT, "spleen": "not_annotated"}}, lambda truth: truth * (truth == 1)),
+            ({}, lambda truth: np.roll(truth, 1, axis=2)),
+        ],
+    )
+    def test_another_under_its_id_is_refused(
+        self, client: TestClient, clinic: Any, project: Project, series: str, truth: np.ndarray, told: Any, redrawn: Any
+    ) -> None:
+        first = client.post("labels", **drawn(clinic.archive, series, truth)).json()
+        answer = client.post("labels", **drawn(clinic.archive, series, redrawn(truth), label_id=first["label_id"], **told))
+        assert "give the new label a new id" in problem(answer, 409)
+        assert [one.label_id for one in history(clinic.archive, project.key, series)] == [first["label_id"]]
+
     def test_an_id_of_another_series_is_refused(self, client: TestClient, clinic: Any, series: str, truth: np.ndarray) -> None:
         told = client.post("labels", **drawn(clinic.archive, series, truth)).json()
         other = max(clinic.truth)
