@@ -143,6 +143,12 @@ class Archive:
         with self._lock(fcntl.LOCK_EX):
             yield
 
+    @contextmanager
+    def labelling(self) -> Iterator[None]:
+        """Keeps whoever writes a label waiting, in every process: of two with one id the second sees what the first wrote."""
+        with self._lock(fcntl.LOCK_EX, ".labelling"):
+            yield
+
     def _headers(self, ref: str) -> "list[Dataset]":
         from pydicom import config
 
@@ -161,9 +167,9 @@ class Archive:
         return found
 
     @contextmanager
-    def _lock(self, kind: int) -> Iterator[None]:
+    def _lock(self, kind: int, name: str = ".writing") -> Iterator[None]:
         self.home.mkdir(parents=True, exist_ok=True)
-        with (self.home / ".writing").open("w") as file:
+        with (self.home / name).open("w") as file:
             fcntl.flock(file, kind)
             yield
 

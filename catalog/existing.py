@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,8 @@ _SERIES = re.compile(r'"0020000E":\{"vr":"UI","Value":\["([0-9.]+)"')
 @dataclass(frozen=True)
 class Imported:
     """What became of one source: ``added``, ``already`` there, or ``refused`` for a ``reason``. ``states`` are the revision's;
-    ``unmatched`` names what is outlined in the source and no structure of the label set; ``volumes_ml`` is by structure."""
+    ``unmatched`` names what is outlined in the source and no structure of the label set; ``volumes_ml`` is by structure;
+    ``notes`` say of which structure nothing was left, though it is outlined: it is not annotated then."""
 
     source: str
     kind: str = ""
@@ -48,6 +49,7 @@ class Imported:
     states: Mapping[str, State] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
     volumes_ml: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,11 @@ def import_labels(
     relative to the CSV's folder). A DICOM object says on which series it was drawn, a NIfTI file by its name, which is a
     SeriesInstanceUID or the PatientID of a patient with one case; ``series`` says it for all.
 
-    Structures are matched as by ``catalog.matching``. One that is outlined without a voxel is absent, one that the source does
-    not name is not annotated. The author is ``author``, else the object's; the role is ``imported``. The revision's id follows
-    from project, series, source, matching and ``status``: a repeat adds nothing. A series that has another's revision than an
-    import gets only drafts: an import hides nobody's work.
+    Structures are matched as by ``catalog.matching``. One that is there without anything in it is absent; one that the source
+    does not name is not annotated, and so is one of whose outline no voxel is left, which is noted. The author is ``author``,
+    else the object's; the role is ``imported``. The revision's id follows from project, series, source, matching and
+    ``status``: a repeat adds nothing. A series that has another's revision than an import gets only drafts: an import hides
+    nobody's work.
 
     CatalogError where an argument fits nothing; nothing is imported then.
     """
@@ -233,18 +236,20 @@ class _Run:
         if parent is not None and parent.role != IMPORTED and self.status != "draft":
             problem = f"the series has a label by {parent.author} ({parent.role}) in project {self.project.key}"
             raise CatalogError(problem, about=uid, remedy="import as a draft, which hides nothing: --status draft")
+        lost = _lost(outlines, structures, mask)
         submission = Submission(
             series_uid=uid,
             mask=mask,
-            states=_states(self.project.label_set, structures.values(), mask.array),
+            states=_states(self.project.label_set, {one.name for one in structures.values()} - lost, mask.array),
             author=self.author or outlines.author or IMPORTED,
             role=IMPORTED,
             status=self.status,
             parent=parent.label_id if parent else None,
         )
         stored = labels.submit(self.archive, self.project.key, self.project.label_set, submission, label_id=label_id)
-        volumes = _volumes_ml(self.project.label_set, mask)
-        return replace(told, outcome="added", series_uid=uid, label_id=label_id, states=stored.states, volumes_ml=volumes)
+        told = replace(told, outcome="added", series_uid=uid, label_id=label_id, states=stored.states)
+        notes = tuple(f"{name} is outlined and has no voxel: not annotated, rather than absent" for name in sorted(lost))
+        return replace(told, volumes_ml=_volumes_ml(self.project.label_set, mask), notes=notes)
 
     def _label_id(self, series_uid: str, outlines: Outlines, structures: Mapping[int, Structure]) -> str:
         """The same where the same source is matched in the same way."""
@@ -259,16 +264,23 @@ def _fitting(
     """The first series on whose grid it lies, and its label map; else why it does not lie on the first."""
     problems = []
     for uid in targets:
-        grid = archive.geometry(uid)
         try:
+            grid = archive.geometry(uid)
             return uid, grid.with_array(outlines.label_map(grid, values))
         except CatalogError as problem:
             problems.append(problem)
     raise problems[0]
 
 
-def _states(labels: LabelSet, outlined: Iterable[Structure], array: np.ndarray) -> dict[str, State]:
-    drawn, named = set(np.unique(array).tolist()), {structure.name for structure in outlined}
+def _lost(outlines: Outlines, structures: Mapping[int, Structure], mask: "hd.Volume") -> set[str]:
+    """The structures that the source shows something of, and the label map no voxel: it would be false to say absent."""
+    drawn = set(np.unique(mask.array).tolist())
+    grid = mask.get_geometry()
+    return {one.name for number, one in structures.items() if one.value not in drawn and outlines.shows(grid, number)}
+
+
+def _states(labels: LabelSet, named: Collection[str], array: np.ndarray) -> dict[str, State]:
+    drawn = set(np.unique(array).tolist())
     return {
         one.name: "not_annotated" if one.name not in named else "present" if one.value in drawn else "absent"
         for one in labels.structures

@@ -23,11 +23,28 @@ if TYPE_CHECKING:
 
     from catalog.archive import Archive
 
-__all__ = ["LabelRevision", "State", "Submission", "current", "history", "mask", "revision", "revisions", "submit"]
+__all__ = [
+    "LabelRevision",
+    "LabelTaken",
+    "State",
+    "Submission",
+    "current",
+    "history",
+    "mask",
+    "revision",
+    "revisions",
+    "submit",
+]
 
 State = Literal["present", "absent", "not_annotated"]
 FOLDER = "labels"
 STATUSES = ("draft", "submitted", "approved")
+_SAID = ("series_uid", "parent", "author", "role", "status", "suggested_by")
+"""What is the same where a submission is handed in again; how long it took and what it is measured against may not be."""
+
+
+class LabelTaken(CatalogError):
+    """A label with this id is there, and is another."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +99,16 @@ class LabelRevision:
 def submit(
     archive: "Archive", project: str, labels: LabelSet, submission: Submission, *, label_id: str | None = None
 ) -> LabelRevision:
-    """Store the segmentation, then the event; the same ``label_id`` again adds nothing and returns what is there.
+    """Store the segmentation, then the event; the same again with its ``label_id`` adds nothing and returns what is there.
 
-    Raises CatalogError where the mask is not on the series' grid, a state is missing or is no state, a structure that is
-    said to be absent or not annotated has voxels, or the parent is no revision of the same series in the project.
+    Raises LabelTaken where another mask, or something else said of it, is there under the ``label_id``; CatalogError where the
+    mask is not on the series' grid, a state is missing or is no state, a structure that is said to be absent or not annotated
+    has voxels, or the parent is no revision of the same series in the project.
     """
     label_id = label_id or str(uuid.uuid4())
     stored = revision(archive, label_id)
     if stored is not None:
-        return stored
+        return _repeated(archive, stored, project, labels, submission)
     _check_states(submission, labels)
     parent = _parent(archive, project, submission)
     sources = archive.sources(submission.series_uid)
@@ -107,7 +125,10 @@ def submit(
     )
     measured = _measured(archive, event, submission, labels, sources)
     journal = Journal(archive.home, f"label/{label_id}", label=event)
-    with archive.writing():
+    with archive.labelling(), archive.writing():
+        stored = revision(archive, label_id)
+        if stored is not None:
+            return _repeated(archive, stored, project, labels, submission)
         put(archive, [segmentation], folder=FOLDER, journal=journal)
         archive.labels.append(label_rows(event), writer=f"label/{label_id}", batch=0)
         features.append(archive, measured, writer=features.writer(event["seg_uid"]))
@@ -152,6 +173,20 @@ def mask(archive: "Archive", revision: LabelRevision, labels: LabelSet) -> "hd.V
             "its segmentation is not in the catalog", about=f"label {revision.label_id}", remedy="restore the home"
         )
     return seg.decode(Path(stored.path), archive.geometry(revision.series_uid), labels)
+
+
+def _repeated(
+    archive: "Archive", stored: LabelRevision, project: str, labels: LabelSet, submission: Submission
+) -> LabelRevision:
+    """What is there, where it is what is handed in."""
+    told = {name: getattr(submission, name) for name in _SAID} | {"project": project, "states": dict(submission.states)}
+    other = [name for name, value in told.items() if getattr(stored, name) != value]
+    if not other and not np.array_equal(mask(archive, stored, labels).array, submission.mask.array):
+        other = ["mask"]
+    if other:
+        problem = f"a label of another {', '.join(other)} is there under this id"
+        raise LabelTaken(problem, about=f"label {stored.label_id}", remedy="give the new label a new id")
+    return stored
 
 
 def _event(

@@ -38,7 +38,9 @@ class Outlines:
     it says it was drawn on, of a NIfTI file its name; ``images`` the SOPInstanceUIDs where it names no series.
 
     ``label_map(grid, values)`` gives a uint8 label map on the grid, of the ``named`` in ``values`` (number → voxel value), or
-    raises CatalogError as ``catalog.seg.label_map`` and ``catalog.rtstruct.label_map``.
+    raises CatalogError as ``catalog.seg.label_map`` and ``catalog.rtstruct.label_map``. ``shows(grid, number)`` says whether
+    there is anything of one that has no voxel in that label map: contours that enclose no voxel's centre, shares below the
+    threshold.
     """
 
     kind: str
@@ -48,6 +50,7 @@ class Outlines:
     author: str
     named: tuple[Outlined, ...]
     label_map: "Callable[[hd.VolumeGeometry, Mapping[int, int]], np.ndarray]"
+    shows: "Callable[[hd.VolumeGeometry, int], bool]"
 
 
 def is_nifti_name(path: str | Path) -> bool:
@@ -81,10 +84,13 @@ def _segmentation(dataset: "Dataset", threshold: float) -> Outlines:
     def label_map(grid: "hd.VolumeGeometry", values: Mapping[int, int]) -> np.ndarray:
         return seg.label_map(seg.opened(dataset, grid), grid, values, threshold=limit, about=uid)
 
+    def shows(grid: "hd.VolumeGeometry", number: int) -> bool:
+        return limit is not None and seg.shows(seg.opened(dataset, grid), number)
+
     kind = f"SEG {opened.segmentation_type.value}" + (f" from {limit:g}" if limit else "")
     author = _first(dataset, "ContentCreatorName", "OperatorsName", "Manufacturer")
     told = _told(dataset, "ReferencedSeriesSequence")
-    return Outlines(kind, uid, *told, author, tuple(seg.segments(opened)), label_map)
+    return Outlines(kind, uid, *told, author, tuple(seg.segments(opened)), label_map, shows)
 
 
 def _rtstruct(dataset: "Dataset") -> Outlines:
@@ -97,7 +103,7 @@ def _rtstruct(dataset: "Dataset") -> Outlines:
     author = next(filter(None, interpreters), "") or _first(dataset, "OperatorsName", "Manufacturer")
     told = _told(dataset, "ReferencedFrameOfReferenceSequence")
     try:
-        return Outlines("RTSTRUCT", uid, *told, author, tuple(rtstruct.rois(dataset)), label_map)
+        return Outlines("RTSTRUCT", uid, *told, author, tuple(rtstruct.rois(dataset)), label_map, lambda *_: True)
     except (AttributeError, TypeError, ValueError) as problem:
         raise CatalogError(f"a broken structure set: {problem}", about=uid, remedy="write it again") from None
 
@@ -121,7 +127,7 @@ def _nifti(path: Path, labels: LabelSet) -> Outlines:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     stem = path.name.removesuffix(".gz").removesuffix(".nii")
     named = _named_values(path, stem, np.unique(array).astype(int).tolist(), labels)
-    return Outlines("NIfTI", f"sha256:{digest}", (stem,), (), "", tuple(named), label_map)
+    return Outlines("NIfTI", f"sha256:{digest}", (stem,), (), "", tuple(named), label_map, lambda *_: False)
 
 
 def _named_values(path: Path, stem: str, values: Sequence[int], labels: LabelSet) -> Iterator[Outlined]:

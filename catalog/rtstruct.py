@@ -2,6 +2,7 @@
 
 A voxel belongs to an ROI where its centre lies inside: a point is inside where a ray from it crosses the ROI's contours in that
 slice an odd number of times (even-odd), so a contour inside another is a hole, and so is what a keyhole's channel leads around.
+Contours that overlap in part are one area together, unless they are CLOSEDPLANAR_XOR; one that is listed twice counts once.
 Of a centre that lies exactly on an edge, the upper and left edges belong to the inside, as of pixels in the half-open interval.
 """
 
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
     import highdicom as hd
     from pydicom import Dataset
 
-__all__ = ["RT_STRUCTURE_SET", "inside", "label_map", "rois"]
+__all__ = ["RT_STRUCTURE_SET", "enclosed", "inside", "label_map", "rois"]
 
 RT_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
-_PLANAR = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+_EXCLUSIVE = "CLOSEDPLANAR_XOR"
+_PLANAR = ("CLOSED_PLANAR", _EXCLUSIVE)
 _OFF_PLANE = 0.1
 """Slices that a contour may lie beside the plane of its slice: what rounding of decimals comes to."""
 
@@ -57,12 +59,13 @@ def label_map(
         if number not in values:
             continue
         said = f"ROI {names.get(number, number)!r}"
+        combined = inside if _is_exclusive(roi) else enclosed
         planes: dict[int, list[np.ndarray]] = defaultdict(list)
         for points in _contours(roi, said, about):
             place, outline = _on_slice(points, to_index, like.spatial_shape, said, about)
             planes[place].append(outline)
         for place, outlines in planes.items():
-            drawn = inside(outlines, like.spatial_shape[1:])
+            drawn = combined(outlines, like.spatial_shape[1:])
             if other := set(np.unique(painted[place][drawn]).tolist()) - {0, values[number]}:
                 against = [repr(names.get(n, str(n))) for n, value in values.items() if value in other]
                 problem = f"{said} overlaps {' and '.join(against)} in slice {place + 1}"
@@ -71,8 +74,25 @@ def label_map(
     return painted
 
 
+def enclosed(outlines: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
+    """As ``inside``, but outlines that overlap in part are one area together: only what lies within another is a hole."""
+    from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
+
+    areas = sparse.vstack([sparse.csr_array(inside([one], shape).reshape(1, -1), dtype=np.int32) for one in outlines], "csr")
+    shared, size = (areas @ areas.T).tocoo(), areas.sum(axis=1)
+    first, second = shared.coords
+    crossing = shared.data < np.minimum(size[first], size[second])  # neither lies within the other
+    if not crossing.any():
+        return inside(outlines, shape)
+    links = sparse.coo_array((crossing[crossing], (first[crossing], second[crossing])), shared.shape)
+    count, area = connected_components(links, directed=False)
+    united = [areas[area == number].sum(axis=0) > 0 for number in range(count)]
+    return np.logical_xor.reduce(united).reshape(*shape)
+
+
 def inside(outlines: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
-    """Which pixel centres of a slice (rows, columns) lie inside ``outlines``, by the rule above; bool.
+    """Which pixel centres of a slice (rows, columns) lie inside ``outlines``, by the even-odd rule; bool.
 
     Each outline is an array (points, 2) of row and column, 0 the centre of the first pixel; its last point leads to its first.
     Each row is cut with each edge, and a crossing toggles the pixels right of it: exact, and in one pass over the edges, where
@@ -95,8 +115,13 @@ def inside(outlines: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
     return found
 
 
+def _is_exclusive(roi: "Dataset") -> bool:
+    return any(contour.get("ContourGeometricType") == _EXCLUSIVE for contour in roi.get("ContourSequence") or ())
+
+
 def _contours(roi: "Dataset", said: str, about: str) -> Iterator[np.ndarray]:
-    """The points (n, 3) in LPS mm of each contour."""
+    """The points (n, 3) in LPS mm of each contour; of those that are the same line, wherever it begins, one."""
+    drawn = set()
     for contour in roi.get("ContourSequence") or ():
         kind = str(contour.get("ContourGeometricType") or "without a type")
         if kind not in _PLANAR:
@@ -105,8 +130,17 @@ def _contours(roi: "Dataset", said: str, about: str) -> Iterator[np.ndarray]:
         points = np.array(contour.get("ContourData") or (), float)
         if points.size % 3 or not np.isfinite(points).all():
             raise CatalogError(f"{said} has a contour of {points.size} numbers", about=about, remedy="mend the file")
-        if points.size:
+        line = _line(points.reshape(-1, 3))
+        if points.size and line not in drawn:
+            drawn.add(line)
             yield points.reshape(-1, 3)
+
+
+def _line(points: np.ndarray) -> frozenset[frozenset[tuple[float, ...]]]:
+    """The edges of a closed contour: the same from whichever point, and whichever way around."""
+    corners = [tuple(point) for point in points.tolist()]
+    edges = zip(corners, corners[1:] + corners[:1], strict=True)
+    return frozenset(frozenset(edge) for edge in edges if edge[0] != edge[1])
 
 
 def _on_slice(points: np.ndarray, to_index: np.ndarray, shape: Sequence[int], said: str, about: str) -> tuple[int, np.ndarray]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import highdicom as hd
     from pydicom import Dataset
 
-__all__ = ["Algorithm", "decode", "encode", "label_map", "opened", "segments"]
+__all__ = ["Algorithm", "decode", "encode", "label_map", "opened", "segments", "shows"]
 
 MANUFACTURER = "Voxloop"
 SERIES_NUMBER = 300
@@ -160,6 +160,13 @@ def label_map(
     except (ValueError, AttributeError, RuntimeError, TypeError, LookupError, OSError, NotImplementedError) as problem:
         raise CatalogError(f"the segmentation cannot be read: {_line(problem)}", about=about) from problem
     return placed(drawn, like, about=about)
+
+
+def shows(seg: "hd.seg.Segmentation", number: int) -> bool:
+    """Whether a voxel of a segment is not zero, be its share ever so small."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return bool(seg.get_volume(combine_segments=False, segment_numbers=[number]).array.any())
 
 
 def _combined(seg: "hd.seg.Segmentation", values: Mapping[int, int], about: str) -> "hd.Volume":

@@ -214,7 +214,7 @@ def _add_labels(app: FastAPI, archive: Archive, projects: Iterable[Project], mas
         seg: Annotated[UploadFile | None, File(description="the mask as a DICOM SEG")] = None,
         mask: Annotated[UploadFile | None, File(description="or its voxels, gzipped uint8 (slices, rows, columns)")] = None,
     ) -> dict[str, Any]:
-        """Submit a label; answers the revision. The same ``label_id`` again adds nothing and answers the same."""
+        """Submit a label; answers the revision. The same again adds nothing and answers the same, another is refused (409)."""
         project, told = _project(projects, key), _parsed(label)
         sent = seg or mask
         if sent is None or (seg and mask):

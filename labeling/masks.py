@@ -34,6 +34,14 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class _Kept:
+    born: float
+    packed: bytes
+    shape: tuple[int, ...]
+    series: str
+
+
+@dataclass(frozen=True)
 class Mask:
     """What is needed to show a mask. Its voxels are at ``/masks/{mask}``: uint8, axes (slices, rows, columns), the slices in
     the order of ``slices`` (see ``slice_names``)."""
@@ -52,7 +60,7 @@ class Masks:
 
     def __init__(self, *, largest: int = 256 << 20, expiry: float = 4 * 3600.0) -> None:
         self._largest, self._expiry = largest, expiry
-        self._kept: OrderedDict[str, tuple[float, bytes, tuple[int, ...]]] = OrderedDict()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
     def add(self, archive: Archive, series: str, array: "np.ndarray[Any, Any]", labels: LabelSet) -> Mask:
@@ -61,7 +69,7 @@ class Masks:
         key = uuid.uuid4().hex
         packed = gzip.compress(np.ascontiguousarray(array, np.uint8).tobytes(), 1, mtime=0)
         with self._lock:
-            self._kept[key] = (time.monotonic(), packed, array.shape)
+            self._kept[key] = _Kept(time.monotonic(), packed, array.shape, series)
             self._forget()
         _, rows, columns = array.shape
         return Mask(key, series, names, rows, columns, Segment.of(labels))
@@ -71,27 +79,32 @@ class Masks:
         found = self._find(key)
         if found is None:
             raise Refused(404, "this mask is no longer kept", about=key, remedy="ask for it again")
-        return found[1]
+        return found.packed
+
+    def series(self, key: str) -> str | None:
+        """The series whose grid a mask lies on; None where it is gone."""
+        found = self._find(key)
+        return None if found is None else found.series
 
     def array(self, key: str) -> "np.ndarray[Any, Any] | None":
         """The label map, uint8, axes (slices, rows, columns); None where it is gone."""
         found = self._find(key)
-        return None if found is None else np.frombuffer(gzip.decompress(found[1]), np.uint8).reshape(found[2])
+        return None if found is None else np.frombuffer(gzip.decompress(found.packed), np.uint8).reshape(found.shape)
 
-    def _find(self, key: str) -> tuple[float, bytes, tuple[int, ...]] | None:
+    def _find(self, key: str) -> _Kept | None:
         with self._lock:
             self._forget()
             return self._kept.get(key)
 
     def _forget(self) -> None:
         born = time.monotonic() - self._expiry
-        total = sum(len(packed) for _, packed, _ in self._kept.values())
+        total = sum(len(kept.packed) for kept in self._kept.values())
         while self._kept:
-            key, (kept, packed, _) = next(iter(self._kept.items()))
-            if kept >= born and (total <= self._largest or len(self._kept) == 1):
+            key, oldest = next(iter(self._kept.items()))
+            if oldest.born >= born and (total <= self._largest or len(self._kept) == 1):
                 return
             del self._kept[key]
-            total -= len(packed)
+            total -= len(oldest.packed)
 
 
 def slice_names(archive: Archive, series: str) -> list[str]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from catalog import Archive, CatalogError, LabelRevision, Project, State, Submission, seg, submit
 from catalog.deflated import check
-from catalog.labels import revision
+from catalog.labels import LabelTaken, revision
 from catalog.problem import Refused
 from catalog.repair import repair
 from labeling.contours import added_path_length
@@ -52,23 +52,17 @@ def take(
     """Store ``sent``, a DICOM SEG or (not ``dicom``) the gzipped voxels that ``told`` explains, as a revision.
 
     Its voxels changed and added path length are against the suggestion, where that is still kept. The SEG that is stored is
-    written anew, with the label set's codes. Refused (409) where the id is another label's, (422) where the mask does not fit.
+    written anew, with the label set's codes. Refused (409) where another label is there under the id, (422) where the mask
+    does not fit.
     """
     label_id = str(told.label_id)
-    known = revision(archive, label_id)
-    if known is not None:
-        if (known.project, known.series_uid) != (project.key, told.series):
-            raise Refused(409, "this id is another label's", about=f"label {label_id}", remedy="give the new label a new id")
-        return known
-    if told.series not in {case.series_uid for case in project.cases(archive)}:
+    if revision(archive, label_id) is None and told.series not in {case.series_uid for case in project.cases(archive)}:
         remedy = f"open a series of its cohort: voxloop cases --explain says what is in that of {project.key}"
         raise Refused(422, "the series is no case of the project", about=told.series, remedy=remedy)
     grid = archive.geometry(told.series)
     array = _decoded(archive, project, told, sent) if dicom else _unpacked(archive, project, told, sent)
     mask = hd.Volume(array, grid.affine, "PATIENT", frame_of_reference_uid=grid.frame_of_reference_uid)
-    began = None if told.suggestion is None else masks.array(told.suggestion)
-    if began is not None and began.shape != array.shape:
-        raise Refused(422, "the suggestion is another series'", about=str(told.suggestion), remedy="name that of this series")
+    began = _suggested(masks, told)
     submission = Submission(
         series_uid=told.series,
         mask=mask,
@@ -81,7 +75,20 @@ def take(
         voxels_changed=None if began is None else int(np.count_nonzero(array != began)),
         added_path_length=None if began is None else added_path_length(array, began),
     )
-    return submit(archive, project.key, project.label_set, submission, label_id=label_id)
+    try:
+        return submit(archive, project.key, project.label_set, submission, label_id=label_id)
+    except LabelTaken as taken:
+        raise Refused(409, taken.problem, about=taken.about, remedy=taken.remedy) from None
+
+
+def _suggested(masks: Masks, told: SubmittedLabel) -> "np.ndarray[Any, Any] | None":
+    """The suggestion that it began from, where that is still kept."""
+    if told.suggestion is None:
+        return None
+    series = masks.series(told.suggestion)
+    if series not in (None, told.series):
+        raise Refused(422, "the suggestion is another series'", about=told.suggestion, remedy=f"name one of {told.series}")
+    return masks.array(told.suggestion)
 
 
 def _unpacked(archive: Archive, project: Project, told: SubmittedLabel, sent: bytes) -> "np.ndarray[Any, Any]":

@@ -89,6 +89,8 @@ def _show(done: "LabelImport") -> None:
     ]
     console.records(rows)
     for one in done.sources:
+        for note in one.notes:
+            console.note(f"{one.source}: {note}")
         if one.outcome == "refused":
             console.note(f"refused: {one.source}: {one.reason}")
     counts = {outcome: done.count(outcome) for outcome in ("added", "already", "refused")}

@@ -153,19 +153,22 @@ export async function submit() {
   const { segments } = service('segmentationService').getSegmentation(segmentationId);
   const states = Object.fromEntries(state.project.segments.map(({ name }) => [name, stateOf(name)]));
   const { digest } = mask.look(segmentationId); // what is drawn while it is on its way is not submitted
-  const sent = `${digest} ${JSON.stringify(states)}`;
+  const told = {
+    series,
+    states,
+    author: state.author.trim(),
+    parent: about.parent,
+    suggestion: about.suggestion,
+    suggested_by: about.suggestedBy,
+  };
+  const sent = `${digest} ${JSON.stringify(told)}`;
   if (about.sent !== sent) Object.assign(about, { sent, labelId: crypto.randomUUID() }); // the same again is no second label
   const stored = await api.submit(
     key(),
     {
+      ...told,
       label_id: about.labelId,
-      series,
-      states,
-      author: state.author.trim(),
       seconds: clock.elapsed(),
-      parent: about.parent,
-      suggestion: about.suggestion,
-      suggested_by: about.suggestedBy,
       slices,
       segments: Object.values(segments).map(({ segmentIndex, label }) => ({ value: segmentIndex, name: label })),
     },

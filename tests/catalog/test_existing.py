@@ -186,6 +186,27 @@ def test_a_fractional_segmentation_counts_from_a_threshold(stored: Stored, proje
     assert np.count_nonzero(label_map(archive, project, uid)) == 3
 
 
+def test_shares_below_the_threshold_are_not_absent(stored: Stored, project: Project, tmp_path: Path) -> None:
+    archive, uid = stored()
+    share = np.zeros((*archive.geometry(uid).spatial_shape, 2), np.float32)
+    share[1:4, 2:6, 2:6, 0] = 0.4
+    path = write_own(archive, uid, tmp_path / "faint.dcm", share, "FRACTIONAL", ("Liver", "Milz"), omit_empty_frames=False)
+    one = only(archive, project, path)
+    assert one.states == {"Liver": "not_annotated", "Spleen": "absent"}
+    assert one.notes == ("Liver is outlined and has no voxel: not annotated, rather than absent",)
+
+
+def test_contours_without_a_voxel_are_not_absent(stored: Stored, project: Project, tmp_path: Path) -> None:
+    archive, uid = stored()
+    speck = np.array([[2, 3.1, 3.1], [2, 3.1, 3.9], [2, 3.9, 3.9], [2, 3.9, 3.1]])
+    square = np.array([[2, 1.5, 2.5], [2, 1.5, 7.5], [2, 5.5, 7.5], [2, 5.5, 2.5]])
+    path = write_rtstruct(archive, uid, tmp_path / "rt.dcm", {"Liver": [square, square[::-1]], "Spleen": [speck]})
+    one = only(archive, project, path)
+    assert one.states == {"Liver": "present", "Spleen": "not_annotated"}
+    assert one.notes == ("Spleen is outlined and has no voxel: not annotated, rather than absent",)
+    assert np.count_nonzero(label_map(archive, project, uid)) == 4 * 5
+
+
 def test_a_label_map_segmentation_is_read(stored: Stored, project: Project, tmp_path: Path) -> None:
     archive, uid = stored()
     array = drawn(archive.geometry(uid).spatial_shape)
@@ -404,6 +425,26 @@ def test_a_structure_set_becomes_a_revision(stored: Stored, project: Project, af
     assert current(archive, "p")[uid].author == "Planner Pat"
     between = write_rtstruct(archive, uid, tmp_path / "between.dcm", {"Liver": [square + np.array([0.5, 0, 0])]})
     assert "between the slices, at 3.50" in only(archive, project, between).reason
+
+
+def test_the_first_series_that_it_fits_is_taken(stored: Stored, project: Project, tmp_path: Path) -> None:
+    """Of two that it names, one of which is no regular volume."""
+    archive, irregular = stored()
+    _, uid = stored(case="two")
+    square = np.array([[2, 1.5, 2.5], [2, 1.5, 7.5], [2, 5.5, 7.5], [2, 5.5, 2.5]])
+    path = write_rtstruct(archive, uid, tmp_path / "rt.dcm", {"Liver": [square]})
+    made, first = pydicom.dcmread(path), Dataset()
+    first.SeriesInstanceUID = irregular
+    made.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0].RTReferencedSeriesSequence.insert(0, first)
+    made.save_as(path)
+    file = sorted(Path(one) for one in archive.series_files(irregular))[2]
+    moved = pydicom.dcmread(file)
+    moved.ImagePositionPatient[2] += 0.7
+    moved.save_as(file)
+    with pytest.raises(CatalogError, match="not one regular volume"):
+        archive.geometry(irregular)
+    one = only(archive, project, path)
+    assert (one.outcome, one.series_uid) == ("added", uid), one.reason
 
 
 def test_nifti_is_matched_by_value_name_or_file(stored: Stored, project: Project, tmp_path: Path) -> None:

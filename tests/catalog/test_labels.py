@@ -1,5 +1,7 @@
 import multiprocessing
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import numpy as np
 import pytest
 
 from catalog import Archive, CatalogError, LabelRevision, LabelSet, Submission, current, mask, submit
+from catalog import labels as events
 from catalog.disk import TEMPORARY
+from catalog.labels import LabelTaken
 
 Stored = Callable[..., tuple[Archive, str]]
 
@@ -48,8 +52,52 @@ def test_the_same_label_id_adds_nothing(stored: Stored, labels: LabelSet) -> Non
     archive, uid = stored()
     first = submit(archive, "p", labels, handed_in(archive, uid), label_id="L")
     before = archive.objects.version(), archive.labels.version()
-    assert submit(archive, "p", labels, handed_in(archive, uid), label_id="L") == first
+    assert submit(archive, "p", labels, handed_in(archive, uid, seconds=99.0, voxels_changed=4), label_id="L") == first
     assert (archive.objects.version(), archive.labels.version()) == before
+
+
+def test_another_label_under_an_id_is_refused(stored: Stored, labels: LabelSet) -> None:
+    """Whoever handed it in would be told that it is stored, and it would be lost."""
+    archive, uid = stored()
+    first = handed_in(archive, uid)
+    submit(archive, "p", labels, first, label_id="L")
+    moved = first.mask.with_array(np.roll(first.mask.array, 1, axis=2))
+    for other, says in [
+        (replace(first, mask=moved), "another mask"),
+        (replace(first, author="Bela"), "another author"),
+        (replace(first, status="draft"), "another status"),
+        (replace(first, suggested_by="m/1"), "another suggested_by"),
+        (handed_in(archive, uid, value=7), "another states"),
+    ]:
+        with pytest.raises(LabelTaken, match=rf"label L: a label of {says} is there under this id \(give .* a new id\)"):
+            submit(archive, "p", labels, other, label_id="L")
+    with pytest.raises(LabelTaken, match="another project"):
+        submit(archive, "q", labels, first, label_id="L")
+    assert rows(archive) == 1
+
+
+def test_of_several_at_once_with_one_id_one_is_stored_and_the_others_are_refused(
+    stored: Stored, labels: LabelSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, uid = stored()
+    given = {name: handed_in(archive, uid, value=value, author=name) for name, value in (("Anna", 1), ("Bela", 7), ("Cleo", 0))}
+    ready, measured = threading.Barrier(len(given), timeout=60), events._measured
+
+    def together(*told: object) -> object:
+        found = measured(*told)  # type: ignore[arg-type]
+        ready.wait()
+        return found
+
+    monkeypatch.setattr(events, "_measured", together)
+    for label_id in ("L", "M", "N"):
+        with ThreadPoolExecutor(len(given)) as pool:
+            every = [pool.submit(submit, Archive(archive.home), "p", labels, one, label_id=label_id) for one in given.values()]
+        revision = events.revision(archive, label_id)
+        assert revision is not None
+        assert [one.result() for one in every if not one.exception()] == [revision]
+        assert [type(one.exception()) for one in every if one.exception()] == [LabelTaken] * (len(given) - 1)
+        np.testing.assert_array_equal(mask(archive, revision, labels).array, given[revision.author].mask.array)
+    assert rows(archive) == 3
 
 
 def test_current_is_the_latest_as_of_a_version(stored: Stored, labels: LabelSet) -> None:

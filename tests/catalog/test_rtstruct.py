@@ -9,7 +9,7 @@ from matplotlib.path import Path as Polygon
 from pydicom.dataset import Dataset
 
 from catalog import CatalogError
-from catalog.rtstruct import inside, label_map, rois
+from catalog.rtstruct import enclosed, inside, label_map, rois
 
 
 def circle(row: float, column: float, radius: float, points: int = 400) -> np.ndarray:
@@ -33,6 +33,30 @@ def test_a_keyhole_is_a_hole() -> None:
     outer, hole = circle(50, 50, 40.4), circle(50, 50, 20.4)
     keyhole = np.concatenate([outer, outer[:1], hole[:1], hole[::-1]])
     np.testing.assert_array_equal(inside([keyhole], (101, 101)), inside([outer, hole], (101, 101)))
+
+
+def test_contours_that_overlap_in_part_are_one_area() -> None:
+    one, other, hole = circle(50, 40, 30), circle(50, 60, 30), circle(50, 50, 5)
+    both = inside([one], (101, 101)) | inside([other], (101, 101))
+    np.testing.assert_array_equal(enclosed([one, other], (101, 101)), both)
+    np.testing.assert_array_equal(enclosed([one, hole, other], (101, 101)), both & ~inside([hole], (101, 101)))
+
+
+def test_a_contour_in_a_hole_is_an_island() -> None:
+    nested = [circle(50, 50, 40), circle(50, 50, 30), circle(50, 45, 12), circle(50, 55, 12), circle(50, 90.5, 3)]
+    island = inside(nested[2:3], (101, 101)) | inside(nested[3:4], (101, 101))
+    rim = inside(nested[:1], (101, 101)) ^ inside(nested[1:2], (101, 101)) | inside(nested[4:], (101, 101))
+    np.testing.assert_array_equal(enclosed(nested, (101, 101)), island | rim)
+
+
+def test_apart_from_overlap_it_is_the_even_odd_rule() -> None:
+    rng = np.random.default_rng(6)
+    for _ in range(20):
+        row, column = rng.uniform(20, 40, 2)
+        nested = [circle(row, column, radius, 40) for radius in sorted(rng.uniform(0.3, 19, 5))]
+        apart = [np.array([[80, 2 + 9 * place], [86, 2 + 9 * place], [83, 8 + 9 * place]], float) for place in range(4)]
+        outlines = [*nested, *apart]
+        np.testing.assert_array_equal(enclosed(outlines, (90, 60)), inside(outlines, (90, 60)))
 
 
 def test_it_is_what_a_point_in_polygon_test_says() -> None:
@@ -131,3 +155,20 @@ def test_an_roi_without_contours_says_nothing() -> None:
     made = structure_set(grid("axial"), (1, square(2)), (2, square(3)))
     made.ROIContourSequence[1].ContourSequence = []
     assert [(one.number, one.name) for one in rois(made)] == [(1, "one")]
+
+
+@pytest.mark.parametrize("again", [square(2), square(2)[::-1], np.roll(square(2), 1, axis=0)])
+@pytest.mark.parametrize("kind", ["CLOSED_PLANAR", "CLOSEDPLANAR_XOR"])
+def test_a_contour_that_is_listed_twice_counts_once(again: np.ndarray, kind: str) -> None:
+    on = grid("axial")
+    closed = np.concatenate([again, again[:1]])
+    array = label_map(structure_set(on, (1, square(2)), (1, again), (1, closed), kind=kind), on, {1: 1})
+    assert np.count_nonzero(array) == 8 * 8
+
+
+def test_overlap_is_taken_out_only_where_the_contours_say_so() -> None:
+    on = grid("axial")
+    drawn = (1, square(2)), (1, square(2, 10.5, 20.5))
+    assert np.count_nonzero(label_map(structure_set(on, *drawn), on, {1: 1})) == 8 * 8 + 10 * 10 - 2 * 2
+    exclusive = structure_set(on, *drawn, kind="CLOSEDPLANAR_XOR")
+    assert np.count_nonzero(label_map(exclusive, on, {1: 1})) == 8 * 8 + 10 * 10 - 2 * 2 * 2

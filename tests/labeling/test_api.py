@@ -85,7 +85,9 @@ def mask_of(client: TestClient, told: Mapping[str, Any]) -> np.ndarray:
 def suggested(client: TestClient, series: str) -> dict[str, Any]:
     asked = client.post("suggestions", json={"series": series})
     assert asked.status_code == 202
-    told: dict[str, Any] = client.get(f"http://test/suggestions/{asked.json()['id']}", params={"wait": 20}).json()
+    told: dict[str, Any] = asked.json()
+    while told["state"] == "running":
+        told = client.get(f"http://test/suggestions/{told['id']}", params={"wait": 20}).json()
     return told
 
 
@@ -272,11 +274,36 @@ class TestLabel:
         assert client.post("labels", **sent).json() == client.post("labels", **sent).json()
         assert len(history(clinic.archive, project.key, series)) == 1
 
+    @pytest.mark.parametrize(
+        ("told", "redrawn"),
+        [
+            ({"author": "Grace"}, lambda truth: truth),
+            ({"states": {**PRESENT, "spleen": "not_annotated"}}, lambda truth: truth * (truth == 1)),
+            ({}, lambda truth: np.roll(truth, 1, axis=2)),
+        ],
+    )
+    def test_another_under_its_id_is_refused(
+        self, client: TestClient, clinic: Any, project: Project, series: str, truth: np.ndarray, told: Any, redrawn: Any
+    ) -> None:
+        first = client.post("labels", **drawn(clinic.archive, series, truth)).json()
+        answer = client.post("labels", **drawn(clinic.archive, series, redrawn(truth), label_id=first["label_id"], **told))
+        assert "give the new label a new id" in problem(answer, 409)
+        assert [one.label_id for one in history(clinic.archive, project.key, series)] == [first["label_id"]]
+
     def test_an_id_of_another_series_is_refused(self, client: TestClient, clinic: Any, series: str, truth: np.ndarray) -> None:
         told = client.post("labels", **drawn(clinic.archive, series, truth)).json()
         other = max(clinic.truth)
         sent = drawn(clinic.archive, other, truth, label_id=told["label_id"])
         assert told["label_id"] in problem(client.post("labels", **sent), 409)
+
+    def test_is_not_compared_with_another_series_suggestion(
+        self, client: TestClient, clinic: Any, project: Project, series: str, truth: np.ndarray
+    ) -> None:
+        other = next(uid for uid in clinic.truth if clinic.archive.geometry(uid).spatial_shape == truth.shape and uid != series)
+        began = {"suggestion": suggested(client, other)["mask"]["mask"], "suggested_by": "phantoms/3"}
+        answer = client.post("labels", **drawn(clinic.archive, series, truth, **began))
+        assert f"the suggestion is another series' (name one of {series})" in problem(answer, 422)
+        assert history(clinic.archive, project.key, series) == []
 
     def test_may_come_as_a_dicom_seg_even_as_ohif_writes_one(
         self, client: TestClient, clinic: Any, project: Project, series: str, truth: np.ndarray

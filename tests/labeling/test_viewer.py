@@ -411,7 +411,7 @@ def test_a_stroke_made_during_a_submit_is_kept_and_is_not_submitted(page: "Page"
     brush(page)
     panel(page).locator("input[value=present]:checked").wait_for()
     first = drawn(page, phases.archive, series)
-    sent: "list[Route]" = []
+    sent: list[Route] = []
     page.route("**/labels", lambda route: sent.append(route), times=1)
     press(page, "Submit label")
     until(page, lambda: len(sent) == 1)
