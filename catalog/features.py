@@ -3,9 +3,11 @@
 volume (ml), and of structures that have a voxel: diameter and in_plane_diameter (mm, ``catalog.measure``), and mean, std, min,
 max, median, p10 and p90 of the image inside, in the image's unit. A structure that is absent has the volume 0 and nothing else,
 one that was not annotated no row. What could not be measured is a row without a value, whose ``note`` says why: nobody's label
-is lost for it.
+is lost for it. Where that was a file out of reach, which may be there another time, nothing is written, and ``complete`` tries
+again.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,7 +36,16 @@ Pixels = Callable[[slice], np.ndarray]
 """The image's slices (of the first axis) in its own unit."""
 
 
+_log = logging.getLogger(__name__)
 _SHARED = ("series_uid", "study_uid", "patient_id", "project")
+
+
+@dataclass(frozen=True)
+class _Note:
+    """Why something was not measured; ``again``: because a file could not be reached."""
+
+    text: str = ""
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,8 @@ def of_mask(
 ) -> list[dict[str, Any]]:
     """The rows of a label map (uint8, index → LPS mm) for ``structures`` (name → voxel value), on an image with ``header``.
 
-    The slices that have a structure are asked for together, once. Never raises for what cannot be measured.
+    The slices that have a structure are asked for together, once. Never raises for what cannot be measured. Besides the
+    table's columns a row tells whether it is to be measured ``again``; ``append`` leaves out what is.
     """
     spacing, unit = np.array(mask.spacing), _unit(header)
     rows: list[dict[str, Any]] = []
@@ -83,7 +95,7 @@ def of_mask(
         for size in ("diameter", "in_plane_diameter"):
             measured, note = _tried(lambda: {size: getattr(measure, size)(box, spacing)})  # noqa: B023
             rows.append({"structure": name, "name": size, "value": measured.get(size), "unit": "mm", "note": note})
-        measured, note = ({}, unread) if unread else _tried(lambda: measure.intensities(inside[name]))  # noqa: B023
+        measured, note = ({}, unread) if unread.text else _tried(lambda: measure.intensities(inside[name]))  # noqa: B023
         for statistic in measure.INTENSITIES:
             value = measured.get(statistic)
             rows.append({"structure": name, "name": statistic, "value": value, "unit": unit, "note": note})
@@ -97,7 +109,7 @@ def of_files(archive: "Archive", subject: Subject, structures: Sequence[str]) ->
         archive.index.follow(archive.objects)
         stored = archive.index.instance(subject.source_uid)
         if stored is None:
-            raise LookupError("its segmentation is not in the catalog")
+            raise FileNotFoundError("its segmentation is not in the catalog")
         named = {short(name): name for name in structures}
         opened = seg.opened(Path(stored.path))
         values = {named[one.name]: one.number for one in seg.segments(opened) if one.name in named}
@@ -127,9 +139,22 @@ def image_pixels(archive: "Archive", series_uid: str, headers: "Sequence[Dataset
 
 
 def append(archive: "Archive", rows: Sequence[Mapping[str, Any]], *, writer: str) -> None:
-    """Add rows once per ``writer``."""
-    if rows:
-        archive.features.append(pa.Table.from_pylist(list(rows), schema=FEATURES), writer=writer, batch=0)
+    """Add rows once per ``writer``, but none of a segmentation that is to be measured again; what lacks is logged."""
+    for note in _notes(rows):
+        _log.warning("not measured in full: %s", note)
+    _append(archive, rows, writer=writer)
+
+
+def _append(archive: "Archive", rows: Sequence[Mapping[str, Any]], *, writer: str) -> None:
+    later = {row["source_uid"] for row in rows if row["again"]}
+    kept = [row for row in rows if row["source_uid"] not in later]
+    if kept:
+        archive.features.append(pa.Table.from_pylist(kept, schema=FEATURES), writer=writer, batch=0)
+
+
+def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What could not be measured, each segmentation with each reason once."""
+    return sorted({f"{row['source_uid']}: {row['note']}" for row in rows if row["note"]})
 
 
 def writer(source_uid: str) -> str:
@@ -152,17 +177,20 @@ def lacking(archive: "Archive", only: Iterable[str] | None = None) -> list[tuple
 
 
 def complete(archive: "Archive", progress: "Progress | None" = None) -> tuple[int, list[str]]:
-    """Measure every label and prediction that lacks features: how many were added, and of what could not be measured why."""
-    todo, notes = lacking(archive), []
+    """Measure every label and prediction that lacks features: how many were added, and of what could not be measured why.
+
+    What a file out of reach left out is told of each time, until it is there; what cannot be measured at all, once.
+    """
+    todo, notes, later = lacking(archive), list[str](), 0
     for done, (subject, structures) in enumerate(todo, 1):
         rows = of_files(archive, subject, structures)
         with archive.alone():  # who is writing this label or prediction writes its features before we look again
             if lacking(archive, [subject.source_uid]):
-                append(archive, rows, writer=writer(subject.source_uid))
-        notes += sorted({f"{subject.source_uid}: {row['note']}" for row in rows if row["note"]})
+                _append(archive, rows, writer=writer(subject.source_uid))
+        notes, later = notes + _notes(rows), later + any(row["again"] for row in rows)
         if progress:
             progress(done, len(todo))
-    return len(todo), notes
+    return len(todo) - later, notes
 
 
 def _rows(table: Any, wanted: set[str] | None, key: str) -> list[dict[str, Any]]:
@@ -171,8 +199,8 @@ def _rows(table: Any, wanted: set[str] | None, key: str) -> list[dict[str, Any]]
     return rows
 
 
-def _row(subject: Subject, **told: Any) -> dict[str, Any]:
-    return {"note": "", **vars(subject), **told, "created_at": datetime.now(UTC)}
+def _row(subject: Subject, *, note: _Note = _Note(), **told: Any) -> dict[str, Any]:
+    return {**vars(subject), **told, "note": note.text, "again": note.again, "created_at": datetime.now(UTC)}
 
 
 def _inside(boxes: Mapping[str, measure.Box | None], pixels: Pixels) -> dict[str, np.ndarray]:
@@ -189,12 +217,13 @@ def _inside(boxes: Mapping[str, measure.Box | None], pixels: Pixels) -> dict[str
     return found
 
 
-def _tried(measured: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
+def _tried(measured: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], _Note]:
     """What was measured, or nothing and the reason: whatever goes wrong here, a label or prediction is worth more."""
     try:
-        return measured(), ""
+        return measured(), _Note()
     except Exception as problem:
-        return {}, " ".join(f"{problem or type(problem).__name__}".split())[:500]
+        again = any(isinstance(one, OSError) for one in (problem, problem.__cause__, problem.__context__))
+        return {}, _Note(" ".join(str(problem).split())[:500] or type(problem).__name__, again)
 
 
 def _unit(header: "Dataset") -> str:

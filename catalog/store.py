@@ -143,7 +143,8 @@ def _finish_features(archive: "Archive", uids: Sequence[str]) -> list[str]:
     for subject, structures in todo:
         rows = features.of_files(archive, subject, structures)
         features.append(archive, rows, writer=features.writer(subject.source_uid))
-    return [f"measured {subject.source} {subject.source_uid}" for subject, _ in todo]
+    later = {subject.source_uid for subject, _ in features.lacking(archive, uids)}
+    return [f"measured {subject.source} {subject.source_uid}" for subject, _ in todo if subject.source_uid not in later]
 
 
 def label_rows(label: Mapping[str, Any]) -> Any:

@@ -3,6 +3,9 @@
 A thread looks at the alias once a second, loads another champion beside the one that answers, and then swaps a reference: a
 request is answered whole by the version that it began with. While the registry cannot be reached the loaded version goes on. An
 alias that was moved by hand is refused: every item is answered with the reason until the alias is right again.
+
+A request that came through a proxy, as the web server is one, may name series and uploads alone: who has an account on this
+machine reads its files by their paths, who has a token does not.
 """
 
 import logging
@@ -10,15 +13,18 @@ import socket
 import sys
 import threading
 import time
+from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import ServingError
 from serving.registry import ALIAS, Registry
-from serving.request import answer
+from serving.request import answer, parse
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
     from serving.model import VoxloopModel
 
 __all__ = ["HotModel", "serve"]
@@ -30,6 +36,7 @@ REQUEST_TIMEOUT = 600
 """Seconds that a request may take; a large volume on a CPU takes minutes."""
 
 _log = logging.getLogger(__name__)
+_proxied: ContextVar[bool] = ContextVar("proxied", default=False)
 
 
 class HotModel:
@@ -45,14 +52,16 @@ class HotModel:
         self.metadata = self._loaded.metadata
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Answer a table of items; columns that the schema does not know reach the model, which refuses them by name."""
+        """Answer a table of items; columns that the schema does not know reach the model, which refuses them by name. A path
+        of this machine is refused to who asks through a proxy."""
         import pandas as pd
 
         model: VoxloopModel = self._loaded.unwrap_python_model()
-        if (refusal := self._refusal) is not None:
-            origin = model.served.origin
-            return [answer(None, refusal, model=origin.model_name, version=origin.model_version) for _ in range(len(data))]
-        return model.predict(None, pd.DataFrame(data))
+        table, origin, refusal = pd.DataFrame(data), model.served.origin, self._refusal
+        problems = [refusal or (_of_this_machine(row) if _proxied.get() else None) for row in table.to_dict("records")]
+        answers = iter(model.predict(None, table[[problem is None for problem in problems]]))
+        named = {"model": origin.model_name, "version": origin.model_version}
+        return [next(answers) if problem is None else answer(None, problem, **named) for problem in problems]
 
     @property
     def version(self) -> str:
@@ -92,6 +101,29 @@ class HotModel:
             sys.path[:] = path  # MLflow puts each model's code first, and the path must not grow
 
 
+class _Proxied:
+    """An ASGI middleware that notes of a request whether it came through a proxy (Via, RFC 9110 §7.6.3)."""
+
+    def __init__(self, app: "ASGIApp") -> None:
+        self.app = app
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        _proxied.set(any(name == b"via" for name, _ in scope.get("headers", ())))
+        await self.app(scope, receive, send)
+
+
+def _of_this_machine(row: Any) -> ServingError | None:
+    """Why an item that names a path is not answered from afar; None for others, also those that the model refuses itself."""
+    try:
+        kind = parse(row).reference.kind
+    except ServingError:
+        return None
+    if kind in ("series", "upload"):
+        return None
+    remedy = "send the file to /api/uploads and name that upload, or a series of the catalog"
+    return ServingError("a path is taken on the server's own machine only", about=f"reference.{kind}", remedy=remedy)
+
+
 def serve(
     model: str, tracking_uri: str, home: str | Path, *, port: int, index_url: str | None = None, wait: float = 0.0
 ) -> None:
@@ -114,7 +146,9 @@ def serve(
         follower = threading.Thread(target=hot.follow, args=(stop,), name=f"follow {ALIAS}", daemon=True)
         follower.start()
         try:
-            config = uvicorn.Config(scoring_server.init(hot), log_level="warning", lifespan="off", timeout_graceful_shutdown=30)
+            config = uvicorn.Config(
+                _Proxied(scoring_server.init(hot)), log_level="warning", lifespan="off", timeout_graceful_shutdown=30
+            )
             uvicorn.Server(config).run(sockets=[listening])
         finally:
             stop.set()

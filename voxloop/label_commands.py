@@ -52,7 +52,7 @@ def import_labels(
 @app.command()
 @guarded
 def features(home: HomeOption = None, json: JsonOption = False) -> None:
-    """Measure the labels and predictions that have no rows in features: those from before there was that table."""
+    """Measure the labels and predictions without rows in features: from before that table, or with a file out of reach."""
     from catalog.features import complete
 
     archive = open_archive(existing(home))

@@ -28,8 +28,8 @@ _OURS = {"host", "authorization", "cookie", "origin", "referer", "expect"}
 
 
 class Proxy:
-    """Passes requests on to ``target`` and streams both ways, without the path where it is mounted. A name and password in
-    ``target`` are sent as HTTP's basic authentication."""
+    """Passes requests on to ``target`` and streams both ways, without the path where it is mounted; Via says that it did. A name
+    and password in ``target`` are sent as HTTP's basic authentication."""
 
     def __init__(self, name: str, target: str) -> None:
         self.name, self.target = name, target.rstrip("/")
@@ -50,6 +50,7 @@ class Proxy:
             return problem(400, "the address is not one that can be passed on", about=request.url.path[:200])
         query = scope["query_string"].decode("latin-1")
         headers = [(name, value) for name, value in request.headers.items() if name not in _HOP | _OURS]
+        headers.append(("via", "1.1 voxloop"))  # the endpoint takes no paths from afar
         sends = "content-length" in request.headers or "transfer-encoding" in request.headers
         body: Any = request.stream() if sends else None
         try:

@@ -110,14 +110,53 @@ def test_labels_from_before_are_measured_as_if_just_handed_in(
         assert told == again
 
 
-def test_a_segmentation_that_is_lost_is_noted(stored: Stored, labels: LabelSet, tmp_path: Path) -> None:
+def test_a_segmentation_that_cannot_be_read_is_noted_and_told_of_once(stored: Stored, labels: LabelSet, tmp_path: Path) -> None:
     archive, uid = stored()
-    submit(archive, "p", labels, handed_in(archive, uid))
+    revision = submit(archive, "p", labels, handed_in(archive, uid))
     archive.features = DeltaTable(tmp_path / "empty", FEATURES)
-    next((archive.home / "volume" / "labels").rglob("*.dcm")).unlink()
+    path = next((archive.home / "volume" / "labels").rglob("*.dcm"))
+    path.write_bytes(b"no DICOM")
     count, [note] = features.complete(archive)
-    assert count == 1 and "gone" in note
+    assert count == 1 and note.startswith(revision.seg_uid)
     assert {row["value"] for row in measured(archive).values()} == {None}
+    assert features.complete(archive) == (0, [])
+
+
+def test_what_a_file_out_of_reach_left_out_is_measured_once_it_is_there(
+    stored: Stored, labels: LabelSet, tmp_path: Path
+) -> None:
+    archive, uid = stored()
+    revision = submit(archive, "p", labels, handed_in(archive, uid))
+    whole = measured(archive)
+    archive.features = DeltaTable(tmp_path / "empty", FEATURES)
+    segmentation = next((archive.home / "volume" / "labels").rglob("*.dcm"))
+    for lost in (segmentation, Path(archive.series_files(uid)[2])):
+        lost.rename(tmp_path / "away")
+        for _ in range(2):  # it is told of as long as it lasts
+            count, [note] = features.complete(archive)
+            assert count == 0 and note.startswith(revision.seg_uid) and "gone" in note
+            assert measured(archive) == {}
+        (tmp_path / "away").rename(lost)
+    assert features.complete(archive) == (1, [])
+    assert {key: row["value"] for key, row in measured(archive).items()} == {key: row["value"] for key, row in whole.items()}
+    assert features.complete(archive) == (0, [])
+
+
+def test_an_image_that_goes_while_a_label_is_handed_in_is_measured_later(
+    stored: Stored, labels: LabelSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    archive, uid = stored()
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise TimeoutError("the share does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(features, "read_series", unreachable)
+        revision = submit(archive, "p", labels, handed_in(archive, uid))
+    assert f"not measured in full: {revision.seg_uid}: the share does not answer" in caplog.text
+    assert measured(archive) == {}
+    assert features.complete(archive) == (1, [])
+    assert len(measured(archive)) == 11
 
 
 @pytest.mark.slow

@@ -59,9 +59,9 @@ def judged(world: Any, run: str) -> str:
     return version
 
 
-def ask(port: int, *items: dict[str, Any]) -> list[dict[str, Any]]:
-    body = json.dumps({"dataframe_records": list(items)}).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+def ask(port: int, *items: dict[str, Any], **headers: str) -> list[dict[str, Any]]:
+    body, headers = json.dumps({"dataframe_records": list(items)}).encode(), {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, headers)
     with urllib.request.urlopen(request, timeout=60) as response:
         answers: list[dict[str, Any]] = json.load(response)["predictions"]
     return answers
@@ -115,6 +115,29 @@ def test_each_item_is_answered_on_its_own(world: Any, port: int) -> None:
     for message, words in zip(said, ["no such series", "spleen", "no such upload", "colour", "reference"], strict=True):
         assert words in message
     assert 0 < answers[6]["result"]["uncertainty"]["mean_entropy"] < 1
+
+
+def test_who_asks_through_a_proxy_names_no_path_of_the_machine(world: Any, port: int, tmp_path: Path) -> None:
+    image = world.archive.volume(world.series[0])
+    nibabel.save(nibabel.Nifti1Image(image.array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine), tmp_path / "a.nii.gz")
+    folder = Path(world.archive.series_files(world.series[0])[0]).parent
+    items = [
+        {"reference": {"nifti": str(tmp_path / "a.nii.gz")}},
+        {"reference": {"series": world.series[0]}},
+        {"reference": {"dicom": str(folder)}},
+        {"reference": {"nifti": "/etc/passwd", "series": world.series[0]}},
+        {"reference": {"upload": "0" * 32 + ".nii.gz"}},
+    ]
+    assert [one["error"] is None for one in ask(port, *items)] == [True, True, True, False, False]
+    answers = ask(port, *items, Via="1.1 voxloop")
+    said = [one["error"] and one["error"]["message"] for one in answers]
+    for message, kind in ((said[0], "nifti"), (said[2], "dicom")):
+        assert message.startswith(f"reference.{kind}: a path is taken on the server's own machine only (send the file to")
+    assert said[1] is None and answers[1]["result"]["volumes"]
+    assert "exactly one" in said[3] and "no such upload" in said[4]
+    assert {(one["model"], one["version"]) for one in answers} == {(MODEL, "1")}
+    only = ask(port, items[0], Via="1.1 voxloop")
+    assert only[0]["error"] and only[0]["result"] is None
 
 
 def test_every_room_in_the_servers_process_is_of_one_copy(world: Any, port: int) -> None:

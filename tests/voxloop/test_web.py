@@ -324,6 +324,7 @@ def test_mlflow_and_the_endpoint_are_reached_under_the_one_address(start: Callab
         web.get("/endpoint/ping", **BEARER)
     (path, headers, body), (ping, _, _) = asked
     assert (path, body, ping) == ("/a%2Fb/c?d=e%20f", b"body", "/ping")
+    assert headers["via"].endswith("1.1 voxloop")
     assert headers["x-kept"] == "1" and not {"authorization", "cookie", "origin"} & headers.keys()
     gone = web.get("/mlflow/", **BEARER)
     assert gone.status_code == 502 and "MLflow" in gone.json()["title"]
