@@ -22,6 +22,7 @@ __all__ = [
     "HEADERS",
     "HEADER_ATTRIBUTES",
     "INCOMING",
+    "MODALITIES",
     "PERSONS",
     "SERIES",
     "SHAPE",
@@ -55,6 +56,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "instances": _INSTANCE,
 }
 """The attributes of each level, by keyword (PS3.18 §10.6.1.2, PS3.4 §C.6). Those of the levels above belong to it too."""
+
+MODALITIES = ("ModalitiesInStudy", "Modality")
+"""Attributes that are matched by a list, as UIDs are: viewers let their users choose several."""
 
 HEADER_ATTRIBUTES = (*_STUDY, *_SERIES)
 FILE_ATTRIBUTES = ("StudyInstanceUID", "SeriesInstanceUID", *_INSTANCE)

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from catalog.dicomweb._accept import asked_for, json_type
 from catalog.dicomweb._held import Held, checked
 from catalog.dicomweb._links import instance, root
-from catalog.index import ATTRIBUTES, Level
+from catalog.index import ATTRIBUTES, MODALITIES, Level
 from catalog.problem import Refused
 
 __all__ = ["MOST", "attributes", "routes"]
@@ -147,9 +147,9 @@ def _count(name: str, values: Sequence[str]) -> int:
 
 
 def _one(name: str, values: Sequence[str]) -> str:
-    """The value of a parameter; of UIDs that were given one by one the list."""
-    if len(values) > 1 and not name.endswith("UID"):
-        raise Refused(400, "given more than once", about=name, remedy="give it once; UIDs may be a list")
+    """The value of a parameter; of UIDs or modalities that were given one by one the list."""
+    if len(values) > 1 and not name.endswith("UID") and name not in MODALITIES:
+        raise Refused(400, "given more than once", about=name, remedy="give it once; UIDs and modalities may be a list")
     return ",".join(values)
 
 

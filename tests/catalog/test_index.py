@@ -16,7 +16,7 @@ from sqlalchemy.dialects import sqlite
 
 from catalog import CatalogError, DeltaTable, MemoryTable
 from catalog._index_search import Search
-from catalog.index import ATTRIBUTES, Index
+from catalog.index import ATTRIBUTES, MODALITIES, Index
 from catalog.schemas import OBJECTS, TYPED, TYPED_LATER
 
 START = datetime(2024, 2, 29, tzinfo=UTC)
@@ -170,13 +170,15 @@ MATCHES = st.fixed_dictionaries(
         "PatientID": st.sampled_from(["P1", "p1", "P*", "P%", "P_1", "?1", "*1", "P_*", "*_1", "*p*", "**"]),
         "StudyDate": st.sampled_from(["", *DATES, "20200101-", "-20200101", "20200101-20200229", "20200102-20200201"]),
         "StudyTime": st.sampled_from(["10", "1015", "10-1015", "1000-", "-101530", "101530.00-101531", "0000-2400"]),
-        "ModalitiesInStudy": st.sampled_from(["CT", "ct", "C*", "SEG", "?R"]),
+        "ModalitiesInStudy": st.sampled_from(
+            ["CT", "ct", "C*", "SEG", "?R", "CT,SEG", "MR\\SEG", "MR, C*", "MR,*", ",", ",CT"]
+        ),
         "StudyInstanceUID": st.sampled_from(["1", "2", "1,2", "1\\2", "3"]),
     },
 )
 DEEPER = {
     "studies": {},
-    "series": {"Modality": st.sampled_from(["CT", "C?"]), "SeriesNumber": st.sampled_from(["1", "010"])},
+    "series": {"Modality": st.sampled_from(["CT", "C?", "SEG,CT", "MR\\PT"]), "SeriesNumber": st.sampled_from(["1", "010"])},
     "instances": {
         "SeriesDescription": st.sampled_from(["Head", "Head*", "head"]),
         "InstanceNumber": st.sampled_from(["1", "-1"]),
@@ -187,14 +189,24 @@ DEEPER = {
 
 def matches(found: Mapping[str, Any], match: Mapping[str, str]) -> bool:
     """PS3.4 §C.2.2.2, by the letter and slowly."""
-    return all(not value.strip("*") or _fits(name, found[name], value) for name, value in match.items())
+    return all(_universal(name, value) or _fits(name, found[name], value) for name, value in match.items())
+
+
+def _several(name: str, value: str) -> list[str]:
+    return [one.strip() for one in re.split(r"[,\\]", value) if one] if name in MODALITIES else [value]
+
+
+def _universal(name: str, value: str) -> bool:
+    return not all(one.strip("*") for one in _several(name, value) or [""])
 
 
 def _fits(name: str, held: Any, value: str) -> bool:
     if held is None:
         return False
-    if isinstance(held, list):
-        return any(_wild(one, value) for one in held)
+    if name in MODALITIES:
+        return any(
+            _wild(one, wanted) for one in (held if name == "ModalitiesInStudy" else [held]) for wanted in _several(name, value)
+        )
     if isinstance(held, int):
         return held == int(value)
     if name.endswith("UID"):
@@ -430,6 +442,7 @@ class IndexTests:
             ({"PatientID": "*" + "a?" * 30_000}, "PatientID: too long .*4096 characters"),
             ({"PatientName": "a=" * 5_000}, "too long"),
             ({"StudyInstanceUID": ",".join(["1.2"] * 40_000)}, "too many UIDs"),
+            ({"ModalitiesInStudy": ",".join(map(str, range(999)))}, "ModalitiesInStudy: too many modalities .*100"),
         ],
     )
     def test_what_cannot_be_asked_says_what_can(
