@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from catalog._index_follow import LONGEST, folded
-from catalog._index_schema import MODALITIES, PERSONS, SERIES, STUDIES
+from catalog._index_schema import GROUPS, MODALITIES, PERSONS, SERIES, STUDIES
 from catalog.errors import CatalogError
 
 __all__ = ["condition"]
@@ -71,12 +71,12 @@ def _modality(name: str, column: _Column, value: str) -> _Condition | None:
     listed = list(dict.fromkeys(filter(None, _listed(value))))
     if len(listed) > _MOST_MODALITIES:
         raise CatalogError("too many modalities", about=name, remedy=f"give {_MOST_MODALITIES} at most")
-    if not all(one.strip("*") for one in listed) or not listed:
+    if not all(one.strip("*") for one in listed):
         return None
     if name == "Modality":
-        return sa.or_(*(_text(name, column, one) for one in listed))
+        return sa.or_(sa.false(), *(_text(name, column, one) for one in listed))
     of_study = _OF_STUDY.c.StudyInstanceUID == STUDIES.c.StudyInstanceUID
-    return sa.exists().where(of_study, sa.or_(*(_text(name, _OF_STUDY.c.Modality, one) for one in listed)))
+    return sa.exists().where(of_study, sa.or_(sa.false(), *(_text(name, _OF_STUDY.c.Modality, one) for one in listed)))
 
 
 def _listed(value: str) -> list[str]:
@@ -84,14 +84,15 @@ def _listed(value: str) -> list[str]:
     return [one.strip(" ") for one in re.split(r"[,\\]", value)]
 
 
-def _person(name: str, value: str, sqlite: bool) -> _Condition:
-    """Without regard to case; of ``alphabetic=ideographic=phonetic`` any group may be the name that the index holds."""
-    patterns = [folded(group, pattern=True) for group in value.split("=", 3)[:3] if group]
-    return sa.or_(*(_folded(name, pattern, sqlite) for pattern in patterns)) if patterns else sa.false()
+def _person(name: str, value: str, sqlite: bool) -> _Condition | None:
+    """Without regard to case; of ``alphabetic=ideographic=phonetic`` each group that is given is one of the name's."""
+    groups = value.split("=", len(GROUPS))[: len(GROUPS)]
+    patterns = [folded(group, pattern=True) for group in groups if group.strip("*")]
+    return sa.and_(*(_folded(name, pattern, sqlite) for pattern in patterns)) if patterns else None
 
 
 def _folded(name: str, pattern: str, sqlite: bool) -> _Condition:
-    found = _text(name, STUDIES.c[f"{name}_folded"], pattern)
+    found = sa.or_(*(_text(name, STUDIES.c[f"{name}_{group}"], pattern) for group in GROUPS))
     words = [word for word in re.split(r"[*?]+", pattern) if len(word) > 2]
     if not sqlite or name != "PatientName" or pattern[0] not in "*?" or not words:
         return found

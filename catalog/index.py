@@ -62,9 +62,9 @@ class Index:
     """The index at a SQLAlchemy ``url`` (SQLite or Postgres), created when first used; safe in any process.
 
     Searches take DICOM's matching (PS3.4 §C.2.2.2) by keyword: ``{"PatientName": "doe*", "StudyDate": "20200101-"}``. A value
-    is text: one value; with ``*`` and ``?``; FROM-TO of dates and times; UIDs or modalities by comma; a name in any case. An
-    empty value or ``*`` matches all, and only that matches what is empty. The attributes are those of ATTRIBUTES, of the
-    level and above.
+    is text: one value; with ``*`` and ``?``; FROM-TO of dates and times; UIDs or modalities by comma; a name in any case, by
+    any of its groups (``alphabetic=ideographic=phonetic``). An empty value or ``*`` matches all, and only that matches what is
+    empty. The attributes are those of ATTRIBUTES, of the level and above.
     Each answer is a dict by keyword, None where there is no value, ModalitiesInStudy a list. Objects are those of their latest
     good file (as the view ``instances`` has them), whether or not it is still there.
     """

@@ -174,8 +174,14 @@ def _attribute(keyword: str, value: Any) -> bytes:
     tag, vr = _element(keyword)
     if value is None or value == ():
         return f'"{tag}":{{"vr":"{vr}"}}'.encode()
-    values = value if isinstance(value, tuple) else ({"Alphabetic": value},) if vr == "PN" else (value,)
+    values = value if isinstance(value, tuple) else (_groups(value) if vr == "PN" else value,)
     return b'"%b":%b' % (tag.encode(), orjson.dumps({"vr": vr, "Value": values}))
+
+
+def _groups(name: str) -> dict[str, str]:
+    """A name as §F.2.2 has it."""
+    named = zip(("Alphabetic", "Ideographic", "Phonetic"), name.split("="), strict=False)
+    return {group: text for group, text in named if text}
 
 
 _remembered = lru_cache(maxsize=8192)(_attribute)
