@@ -4,10 +4,11 @@ A follow touches what came: files by path, then which file of each SOPInstanceUI
 header has, then the series and studies of those headers, which are written anew from their headers.
 """
 
+import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import Any
 
 import orjson
@@ -20,6 +21,7 @@ from catalog._index_schema import (
     CHANGED,
     FILE_ATTRIBUTES,
     FILES,
+    GROUPS,
     HEADER_ATTRIBUTES,
     HEADERS,
     INCOMING,
@@ -29,6 +31,7 @@ from catalog._index_schema import (
     TEMPORARY,
     TOUCHED,
 )
+from catalog.schemas import TYPED
 
 __all__ = ["COLUMNS", "LONGEST", "folded", "insert", "take_in"]
 
@@ -44,8 +47,11 @@ LONGEST = 256
 refuse an index entry of more than 2,700 bytes, and with it the whole follow."""
 
 _KEY = ("path", "ingested_at", "modificationTime", "length", "status")
-COLUMNS = (*_KEY, *dict.fromkeys((*FILE_ATTRIBUTES, *HEADER_ATTRIBUTES)))
+COLUMNS = (*_KEY, *dict.fromkeys((*FILE_ATTRIBUTES, *HEADER_ATTRIBUTES)), "meta")
 """What is read of ``object_catalog``."""
+
+_SEVERAL = '"Ideographic"'
+"""What stands in a header with a name of several groups: its column has the first of them only."""
 
 _ORDER, _HEADER = slice(2, 5), 6
 """Where a row of FILES says which of a path's rows came last, and what header it has."""
@@ -84,7 +90,7 @@ def take_in(connection: sa.Connection, batches: Iterable[pa.RecordBatch], *, fre
 
 
 def folded(name: str, *, pattern: bool = False) -> str:
-    """What a person's name is compared by: without regard to case and to components that are empty at its end.
+    """What a group of a person's name is compared by: without regard to case and to components that are empty at its end.
 
     It ends with one ``^``, so that ``Doe``, ``Doe^`` and, as a ``pattern``, ``Doe^*`` fit a name without further components.
     """
@@ -133,12 +139,34 @@ def _cleaned(batch: pa.RecordBatch) -> dict[str, list[Any]]:
     not too long for an index."""
     lists = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if name == "meta":
+            continue
         if pa.types.is_string(column.type) and name != "path":
             column = pc.utf8_slice_codeunits(pc.replace_substring(column, "\0", ""), 0, LONGEST)
         elif pa.types.is_timestamp(column.type):
             column = column.cast(pa.int64())
         lists[name] = column.to_pylist()
+    for row, names in _names_of_several_groups(batch["meta"]):
+        for name, value in names.items():
+            lists[name][row] = value.replace("\0", "")[:LONGEST]
     return lists
+
+
+def _names_of_several_groups(meta: pa.Array) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows with the names whose whole value, ``alphabetic=ideographic=phonetic``, only the header has."""
+    texts = meta.buffers()[2]
+    if texts is None or _SEVERAL.encode() not in texts.to_pybytes():  # most archives: a look at all of it at once
+        return
+    for row, text in enumerate(meta.to_pylist()):
+        if text and _SEVERAL in text:
+            header = json.loads(text)
+            found = {name: (header.get(TYPED[name][0], {}).get("Value") or [None])[0] for name in PERSONS}
+            yield row, {name: _whole(value) for name, value in found.items() if value}
+
+
+def _whole(name: Mapping[str, str]) -> str:
+    text = "=".join(name.get(group.capitalize(), "") for group in GROUPS).rstrip("=")
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _fill(connection: sa.Connection, table: sa.Table, rows: Sequence[_Row]) -> None:
@@ -244,8 +272,14 @@ def _study(headers: Sequence[Mapping[str, Any]], series: Sequence[Mapping[str, A
         "ModalitiesInStudy": "\\".join(sorted({one["Modality"] for one in series if one["Modality"]})) or None,
         "NumberOfStudyRelatedSeries": len(series),
         "NumberOfStudyRelatedInstances": sum(one["NumberOfSeriesRelatedInstances"] for one in series),
-        **{f"{name}_folded": row[name] and folded(row[name]) for name in PERSONS},
+        **{column: value for name in PERSONS for column, value in _groups(name, row[name] or "")},
     }
+
+
+def _groups(name: str, value: str) -> Iterator[tuple[str, str | None]]:
+    """The columns that the name is compared by."""
+    for group, text in zip_longest(GROUPS, value.split("=", len(GROUPS))[: len(GROUPS)], fillvalue=""):
+        yield f"{name}_{group}", folded(text) if text else None
 
 
 def _merged(headers: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from catalog._index_follow import LONGEST, folded
-from catalog._index_schema import PERSONS, SERIES, STUDIES
+from catalog._index_schema import GROUPS, MODALITIES, PERSONS, SERIES, STUDIES
 from catalog.errors import CatalogError
 
 __all__ = ["condition"]
@@ -20,6 +20,7 @@ _CLOCK = r"(\d\d(?:\d\d(?:\d\d(?:\.\d{1,6})?)?)?)?"
 _TIME = re.compile(f"{_CLOCK}(-)?{_CLOCK}")
 _LONGEST_VALUE = 4096
 _MOST_UIDS = 10_000
+_MOST_MODALITIES = 100
 """What databases take in one condition."""
 
 _OF_STUDY = SERIES.alias()
@@ -36,9 +37,8 @@ def condition(name: str, column: _Column, value: str, *, sqlite: bool) -> _Condi
         return None
     if len(value) > _LONGEST_VALUE and _vr(name) != "UI":
         raise CatalogError("too long to be matched", about=name, remedy=f"give {_LONGEST_VALUE} characters at most")
-    if name == "ModalitiesInStudy":
-        of_study = _OF_STUDY.c.StudyInstanceUID == STUDIES.c.StudyInstanceUID
-        return sa.exists().where(of_study, _text(name, _OF_STUDY.c.Modality, value))
+    if name in MODALITIES:
+        return _modality(name, column, value)
     if name in PERSONS:
         return _person(name, value, sqlite)
     return _BY_VR.get(_vr(name), _text)(name, column, value)
@@ -66,14 +66,33 @@ def _text(_: str, column: _Column, value: str) -> _Condition:
     return sa.and_(*conditions)
 
 
-def _person(name: str, value: str, sqlite: bool) -> _Condition:
-    """Without regard to case; of ``alphabetic=ideographic=phonetic`` any group may be the name that the index holds."""
-    patterns = [folded(group, pattern=True) for group in value.split("=", 3)[:3] if group]
-    return sa.or_(*(_folded(name, pattern, sqlite) for pattern in patterns)) if patterns else sa.false()
+def _modality(name: str, column: _Column, value: str) -> _Condition | None:
+    """One of a list, as of UIDs; a study has those of its series."""
+    listed = list(dict.fromkeys(filter(None, _listed(value))))
+    if len(listed) > _MOST_MODALITIES:
+        raise CatalogError("too many modalities", about=name, remedy=f"give {_MOST_MODALITIES} at most")
+    if not all(one.strip("*") for one in listed):
+        return None
+    if name == "Modality":
+        return sa.or_(sa.false(), *(_text(name, column, one) for one in listed))
+    of_study = _OF_STUDY.c.StudyInstanceUID == STUDIES.c.StudyInstanceUID
+    return sa.exists().where(of_study, sa.or_(sa.false(), *(_text(name, _OF_STUDY.c.Modality, one) for one in listed)))
+
+
+def _listed(value: str) -> list[str]:
+    """The values of a list, by comma (PS3.18 §8.3.4.1) or backslash (§C.2.2.2.2)."""
+    return [one.strip(" ") for one in re.split(r"[,\\]", value)]
+
+
+def _person(name: str, value: str, sqlite: bool) -> _Condition | None:
+    """Without regard to case; of ``alphabetic=ideographic=phonetic`` each group that is given is one of the name's."""
+    groups = value.split("=", len(GROUPS))[: len(GROUPS)]
+    patterns = [folded(group, pattern=True) for group in groups if group.strip("*")]
+    return sa.and_(*(_folded(name, pattern, sqlite) for pattern in patterns)) if patterns else None
 
 
 def _folded(name: str, pattern: str, sqlite: bool) -> _Condition:
-    found = _text(name, STUDIES.c[f"{name}_folded"], pattern)
+    found = sa.or_(*(_text(name, STUDIES.c[f"{name}_{group}"], pattern) for group in GROUPS))
     words = [word for word in re.split(r"[*?]+", pattern) if len(word) > 2]
     if not sqlite or name != "PatientName" or pattern[0] not in "*?" or not words:
         return found
@@ -84,8 +103,8 @@ def _folded(name: str, pattern: str, sqlite: bool) -> _Condition:
 
 
 def _uid(name: str, column: _Column, value: str) -> _Condition:
-    """One of a list, by comma (PS3.18 §8.3.4.1) or backslash (§C.2.2.2.2)."""
-    uids = [uid.strip(" ")[:LONGEST] for uid in re.split(r"[,\\]", value)]
+    """One of a list."""
+    uids = [uid[:LONGEST] for uid in _listed(value)]
     if len(uids) > _MOST_UIDS:
         raise CatalogError("too many UIDs", about=name, remedy=f"give {_MOST_UIDS} at most")
     if "*" in value or "?" in value:

@@ -19,9 +19,11 @@ __all__ = [
     "CHANGED",
     "FILES",
     "FILE_ATTRIBUTES",
+    "GROUPS",
     "HEADERS",
     "HEADER_ATTRIBUTES",
     "INCOMING",
+    "MODALITIES",
     "PERSONS",
     "SERIES",
     "SHAPE",
@@ -56,10 +58,15 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 """The attributes of each level, by keyword (PS3.18 §10.6.1.2, PS3.4 §C.6). Those of the levels above belong to it too."""
 
+MODALITIES = ("ModalitiesInStudy", "Modality")
+"""Attributes that are matched by a list, as UIDs are: viewers let their users choose several."""
+
 HEADER_ATTRIBUTES = (*_STUDY, *_SERIES)
 FILE_ATTRIBUTES = ("StudyInstanceUID", "SeriesInstanceUID", *_INSTANCE)
 PERSONS = ("PatientName", "ReferringPhysicianName")
-"""Attributes with a second column, ``…_folded``, that is what a name is compared by."""
+GROUPS = ("alphabetic", "ideographic", "phonetic")
+"""Attributes that are names. Each has a column for each of its groups (PS3.5 §6.2), ``…_alphabetic`` and so on, that is what it
+is compared by."""
 
 METADATA = sa.MetaData()
 _TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")  # ranges of a prefix follow the code points in both
@@ -124,9 +131,9 @@ STUDIES = sa.Table(
     "index_studies",
     METADATA,
     sa.Column("id", sa.Integer, primary_key=True),
-    *_columns((*ATTRIBUTES["studies"], *(f"{name}_folded" for name in PERSONS))),
+    *_columns((*ATTRIBUTES["studies"], *(f"{name}_{group}" for name in PERSONS for group in GROUPS))),
     sa.Index("index_studies_by_uid", "StudyInstanceUID", unique=True),
-    sa.Index("index_studies_by_name", "PatientName_folded", "StudyDate"),
+    *(sa.Index(f"index_studies_by_{group}", f"PatientName_{group}", "StudyDate") for group in GROUPS),
     sa.Index("index_studies_by_patient", "PatientID"),
     sa.Index("index_studies_by_accession", "AccessionNumber"),
 )
@@ -145,14 +152,16 @@ CHANGED = sa.Table("index_changed", TEMPORARY, sa.Column("id", sa.LargeBinary, p
 
 SHAPE = f"{_REVISION} " + " ".join(f"{table.name}({','.join(table.columns.keys())})" for table in METADATA.sorted_tables)
 
+_SEARCHED = [f"PatientName_{group}" for group in GROUPS]
+_NAMES, _NEW, _OLD = (", ".join(f'{row}"{name}"' for name in _SEARCHED) for row in ("", "new.", "old."))
 _TRIGRAMS = (
-    """CREATE VIRTUAL TABLE index_names USING fts5(
-    "PatientName_folded", content='index_studies', content_rowid='id', tokenize='trigram')""",
-    """CREATE TRIGGER index_names_insert AFTER INSERT ON index_studies BEGIN
-    INSERT INTO index_names(rowid, "PatientName_folded") VALUES (new.id, new."PatientName_folded"); END""",
-    """CREATE TRIGGER index_names_delete AFTER DELETE ON index_studies BEGIN
-    INSERT INTO index_names(index_names, rowid, "PatientName_folded")
-    VALUES ('delete', old.id, old."PatientName_folded"); END""",
+    f"""CREATE VIRTUAL TABLE index_names USING fts5(
+    {_NAMES}, content='index_studies', content_rowid='id', tokenize='trigram')""",
+    f"""CREATE TRIGGER index_names_insert AFTER INSERT ON index_studies BEGIN
+    INSERT INTO index_names(rowid, {_NAMES}) VALUES (new.id, {_NEW}); END""",
+    f"""CREATE TRIGGER index_names_delete AFTER DELETE ON index_studies BEGIN
+    INSERT INTO index_names(index_names, rowid, {_NAMES})
+    VALUES ('delete', old.id, {_OLD}); END""",
 )
 """SQLite's trigram index on names; rows of index_studies are replaced, never updated."""
 
@@ -184,6 +193,5 @@ def _trigrams(connection: sa.Connection) -> None:
         return
     place = "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'pg_trgm'"
     schema = connection.dialect.identifier_preparer.quote(connection.exec_driver_sql(place).scalar_one())
-    connection.exec_driver_sql(
-        f'CREATE INDEX index_names ON index_studies USING gin ("PatientName_folded" {schema}.gin_trgm_ops)'
-    )
+    columns = ", ".join(f'"{name}" {schema}.gin_trgm_ops' for name in _SEARCHED)
+    connection.exec_driver_sql(f"CREATE INDEX index_names ON index_studies USING gin ({columns})")

@@ -1,12 +1,15 @@
 """Several files of one SOPInstanceUID: their pixels decide whether one is a copy of the other or in conflict with it."""
 
 import hashlib
+import io
+import json
+import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,17 +18,18 @@ import pyarrow.parquet as pq
 
 from catalog._element import file_tag
 from catalog._query import connect
+from catalog.deflated import DEFLATED, inflated
 from catalog.errors import CatalogError
 from catalog.files import located, open_binary
 from catalog.table import Part, write_part
-from catalog.walk import walk
+from catalog.walk import Header, walk
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from catalog.archive import Archive
 
-__all__ = ["Settler", "Shown", "alike", "resolve", "shown"]
+__all__ = ["PIXEL_DATA", "Settler", "Shown", "differing", "resolve", "shown"]
 
 _RECURRING = """
 SELECT sop FROM (
@@ -45,16 +49,27 @@ SELECT * FROM (
 """
 
 
+PIXEL_DATA = 0x7FE00010
+_SYNTAX = 0x00020010
 _PLACE = [
     file_tag(tag)
-    for tag in (0x00080016, 0x00200032, 0x00200037, 0x00280030, 0x00281052, 0x00281053, 0x00620002, 0x52009229, 0x52009230)
+    for tag in (
+        *(0x00080016, 0x00100020, 0x00200032, 0x00200037, 0x00200052, 0x00280030, 0x00281052, 0x00281053, 0x00281054),
+        *(0x00541001, 0x00620002, 0x52009229, 0x52009230),
+    )
 ]
-"""SOP Class, position, orientation, spacing, rescale, segments, functional groups: the bits of two masks can be equal and still
-belong to other segments or slices."""
+"""SOP Class, patient, position, orientation, frame of reference, spacing, rescale and its type, units, segments, functional
+groups: equal bits can still be another patient's, other values, or belong to other segments or slices."""
 
 _WRITTEN = {file_tag(tag) for tag in (0x00020000, 0x00020003, 0x00020012, 0x00020013, 0x00020016)}
 _WRITTEN |= {file_tag(tag) for tag in (0x00080012, 0x00080013, 0x00080023, 0x00080033, 0x04000561)}
 """When and by what a file was written or changed."""
+
+_ENCODING = {file_tag(tag) for tag in (0x00080005, 0x7FE00001, 0x7FE00002)}
+_COLOURS = {file_tag(tag) for tag in (0x00280004, 0x00280006)}
+"""What says how a data set is encoded (character set, offset tables), and how its pixels are where they are compressed."""
+
+_BULK = re.compile(rb'"BulkDataURI": ?"\?offset=(\d+)&length=(\d+)"')
 
 
 @dataclass(frozen=True)
@@ -173,10 +188,33 @@ def shown(files: Sequence[_File], spark: "SparkSession | None" = None) -> dict[s
     return dict(context.parallelize(files, tasks).map(lambda file: (file.path, _shown(file))).collect())
 
 
-def alike(first: str, second: str) -> bool:
-    """Whether both files show the same; not where one of them cannot be read."""
-    one, two = _shown(_File(first, "", None)), _shown(_File(second, "", None))
-    return one is not None and one == two
+def differing(first: str, second: str, *, but: Collection[int] = ()) -> list[int]:
+    """The tags of the attributes, but those in ``but``, in which the data sets of two files differ, however they are encoded;
+    PIXEL_DATA where their pixels alone do.
+
+    Raises OSError, or CatalogError where one cannot be read.
+    """
+    one, two = walk(first), walk(second)
+    left_out = _ENCODING | {file_tag(tag) for tag in but}
+    if one.first(_SYNTAX) != two.first(_SYNTAX):
+        left_out |= _COLOURS
+    theirs, ours = _values(first, one), _values(second, two)
+    tags = sorted(file_tag(tag) for tag in {**theirs, **ours} if tag not in left_out and theirs.get(tag) != ours.get(tag))
+    pixels = [] if tags else [found.pixels if (found := _shown(_File(path, "", None))) else path for path in (first, second)]
+    return [PIXEL_DATA] if len(set(pixels)) > 1 else tags
+
+
+def _values(path: str, header: Header) -> dict[int, Any]:
+    """The attributes of the data set; of a large value, which lies at another place in each file, its hash."""
+    found = {}
+    with open_binary(path) as opened:
+        file: BinaryIO = io.BytesIO(b"".join(inflated(opened))) if header.first(_SYNTAX) == DEFLATED else opened
+        for tag, text in header.elements.items():
+            if tag & 0xFFFF != 2 and tag >> 16:  # neither of the file meta group nor a group's length
+                hashed = _BULK.sub(lambda bulk: b'"hash":"%b"' % _hash(file, int(bulk[1]), int(bulk[2])).encode(), text)
+                told = json.loads((b"{%b}" % hashed).decode("utf-8", "surrogateescape"))
+                found[tag] = next(iter(told.values()))
+    return found
 
 
 def _shown(file: _File) -> Shown | None:
@@ -191,7 +229,8 @@ def _shown(file: _File) -> Shown | None:
             facts = pixel_facts(file.path)
             return Shown(facts.hash if facts else "", place, True)
         except CatalogError:
-            return Shown(_encoded(file.path, header.pixels.offset, header.pixels.length), place, False)
+            with open_binary(file.path) as opened:
+                return Shown(_hash(opened, header.pixels.offset, header.pixels.length), place, False)
     except (OSError, CatalogError):
         return None
 
@@ -200,13 +239,12 @@ def _digest(texts: Iterable[bytes]) -> str:
     return hashlib.sha256(b"\0".join(texts)).hexdigest()
 
 
-def _encoded(path: str, offset: int, length: int) -> str:
+def _hash(file: BinaryIO, offset: int, length: int) -> str:
     digest = hashlib.sha256()
-    with open_binary(path) as file:
-        file.seek(offset)
-        while length > 0 and (block := file.read(min(length, 1 << 20))):
-            digest.update(block)
-            length -= len(block)
+    file.seek(offset)
+    while length > 0 and (block := file.read(min(length, 1 << 20))):
+        digest.update(block)
+        length -= len(block)
     return digest.hexdigest()
 
 

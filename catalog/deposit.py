@@ -18,7 +18,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catalog.conflicts import alike
+from catalog.conflicts import PIXEL_DATA, differing
 from catalog.deflated import DEFLATED, check
 from catalog.disk import sync_files, sync_folder
 from catalog.errors import CatalogError
@@ -34,7 +34,8 @@ __all__ = ["FOLDER", "Deposited", "Reason", "deposit", "is_uid"]
 
 FOLDER = "stow"
 _UIDS = {"StudyInstanceUID": 0x0020000D, "SeriesInstanceUID": 0x0020000E, "SOPInstanceUID": 0x00080018}
-_SYNTAX, _CLASS = 0x00020010, 0x00080016
+_SYNTAX, _CLASS, _ORIGINAL = 0x00020010, 0x00080016, 0x04000561
+_COMMENT, _KEYWORD = 64, 25  # characters: of an Error Comment (LO), and of a keyword that fits into it
 _HEADER = 1 << 26  # bytes: the frames of the largest segmentations need a tenth of it
 _UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*")
 
@@ -82,7 +83,7 @@ def deposit(archive: "Archive", files: Sequence[Path], *, study: str = "") -> li
     """Store ``files``, which lie below HOME/volume and are moved from there; what became of each, in their order.
 
     Files are kept byte by byte but for those that ``catalog.repair`` mends. With ``study`` those of other studies are refused.
-    An object that is here already is not stored again where it shows the same, and refused where it does not.
+    An object that is here already is not stored again where it says the same, and refused where it does not.
     """
     taken = [_taken(archive, file, study) for file in files]
     good = [one for one in taken if one.told.failure is None]
@@ -240,8 +241,8 @@ class _Placing:
         if not is_url(here) and filecmp.cmp(one.file, here, shallow=False):
             if one.mended:
                 one.told = replace(one.told, warning=Reason.DOES_NOT_FIT_CLASS, told="stored before, as it came")
-        elif not alike(str(one.mended or one.file), here):
-            one.told = one.told.failed(Reason.DUPLICATE, "stored with other content (give it a UID of its own)")
+        elif told := _unlike(one, here):
+            one.told = one.told.failed(Reason.DUPLICATE, told)
             return False
         return here == str(target)
 
@@ -253,6 +254,32 @@ class _Placing:
         if (found.study_uid, found.series_uid) != (one.told.study_uid, one.told.series_uid):
             one.told = one.told.failed(Reason.DUPLICATE, "stored in another series (give it a UID of its own)")
         return found.path
+
+
+def _unlike(one: _Taken, here: str) -> str:
+    """What makes the file another object than the one of its UID that is ``here``; empty where both say the same."""
+    try:
+        tags = differing(str(one.mended or one.file), here, but=[_ORIGINAL] if one.mended else ())
+    except (OSError, CatalogError):
+        tags = [PIXEL_DATA]
+    return "stored with other content (give it a UID of its own)" if tags == [PIXEL_DATA] else _differs(tags)
+
+
+def _differs(tags: Sequence[int]) -> str:
+    """In words: as many of the attributes as an Error Comment has room for, one without a short keyword by its tag."""
+    from pydicom.datadict import keyword_for_tag
+
+    words = [keyword_for_tag(tag) or "" for tag in tags]
+    pairs = zip(words, tags, strict=True)
+    names = [word if 0 < len(word) <= _KEYWORD else f"({tag >> 16:04X},{tag & 0xFFFF:04X})" for word, tag in pairs]
+    told = ""
+    for count in range(1, len(names) + 1):
+        more = f", {len(names) - count} more" if count < len(names) else ""
+        longer = f"differs in {', '.join(names[:count])}{more}: give it a new UID"
+        if told and len(longer) > _COMMENT:
+            break
+        told = longer
+    return told
 
 
 @contextmanager

@@ -15,13 +15,13 @@ import sqlalchemy as sa
 
 from catalog import _index_schema as schema
 from catalog._index_follow import COLUMNS, LONGEST, take_in
-from catalog._index_schema import ATTRIBUTES, FILES, HEADERS, STATE
+from catalog._index_schema import ATTRIBUTES, FILES, HEADERS, MODALITIES, STATE
 from catalog._index_search import Search
 from catalog.errors import CatalogError
 from catalog.files import Key, exists, is_url
 from catalog.table import Table
 
-__all__ = ["ATTRIBUTES", "Index", "Indexed", "Level"]
+__all__ = ["ATTRIBUTES", "MODALITIES", "Index", "Indexed", "Level"]
 
 Level = Literal["studies", "series", "instances"]
 _LOCK = 0x766F78  # of Postgres' advisory locks; any number that nobody else uses
@@ -62,8 +62,9 @@ class Index:
     """The index at a SQLAlchemy ``url`` (SQLite or Postgres), created when first used; safe in any process.
 
     Searches take DICOM's matching (PS3.4 §C.2.2.2) by keyword: ``{"PatientName": "doe*", "StudyDate": "20200101-"}``. A value
-    is text: one value; with ``*`` and ``?``; FROM-TO of dates and times; UIDs by comma; a name in any case. An empty value or
-    ``*`` matches all, and only that matches what is empty. The attributes are those of ATTRIBUTES, of the level and above.
+    is text: one value; with ``*`` and ``?``; FROM-TO of dates and times; UIDs or modalities by comma; a name in any case, by
+    any of its groups (``alphabetic=ideographic=phonetic``). An empty value or ``*`` matches all, and only that matches what is
+    empty. The attributes are those of ATTRIBUTES, of the level and above.
     Each answer is a dict by keyword, None where there is no value, ModalitiesInStudy a list. Objects are those of their latest
     good file (as the view ``instances`` has them), whether or not it is still there.
     """

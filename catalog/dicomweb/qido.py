@@ -13,7 +13,7 @@ from starlette.routing import Route
 from catalog.dicomweb._accept import asked_for, json_type
 from catalog.dicomweb._held import Held, checked
 from catalog.dicomweb._links import instance, root
-from catalog.index import ATTRIBUTES, Level
+from catalog.index import ATTRIBUTES, MODALITIES, Level
 from catalog.problem import Refused
 
 __all__ = ["MOST", "attributes", "routes"]
@@ -147,9 +147,9 @@ def _count(name: str, values: Sequence[str]) -> int:
 
 
 def _one(name: str, values: Sequence[str]) -> str:
-    """The value of a parameter; of UIDs that were given one by one the list."""
-    if len(values) > 1 and not name.endswith("UID"):
-        raise Refused(400, "given more than once", about=name, remedy="give it once; UIDs may be a list")
+    """The value of a parameter; of UIDs or modalities that were given one by one the list."""
+    if len(values) > 1 and not name.endswith("UID") and name not in MODALITIES:
+        raise Refused(400, "given more than once", about=name, remedy="give it once; UIDs and modalities may be a list")
     return ",".join(values)
 
 
@@ -174,8 +174,14 @@ def _attribute(keyword: str, value: Any) -> bytes:
     tag, vr = _element(keyword)
     if value is None or value == ():
         return f'"{tag}":{{"vr":"{vr}"}}'.encode()
-    values = value if isinstance(value, tuple) else ({"Alphabetic": value},) if vr == "PN" else (value,)
+    values = value if isinstance(value, tuple) else (_groups(value) if vr == "PN" else value,)
     return b'"%b":%b' % (tag.encode(), orjson.dumps({"vr": vr, "Value": values}))
+
+
+def _groups(name: str) -> dict[str, str]:
+    """A name as §F.2.2 has it."""
+    named = zip(("Alphabetic", "Ideographic", "Phonetic"), name.split("="), strict=False)
+    return {group: text for group, text in named if text}
 
 
 _remembered = lru_cache(maxsize=8192)(_attribute)

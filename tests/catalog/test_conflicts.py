@@ -74,6 +74,18 @@ def test_other_pixels_under_a_label_are_a_conflict_and_the_first_stays(labelled:
     assert archive.sql("SELECT count(*) n FROM instances WHERE Modality <> 'SEG'")["n"].to_pylist() == [len(before)]
 
 
+@pytest.mark.parametrize(
+    "header", [{"PatientID": "P9"}, {"FrameOfReferenceUID": "1.2.99"}, {"Units": "GML"}, {"RescaleType": "US"}]
+)
+def test_equal_pixels_of_something_else_are_a_conflict(
+    labelled: tuple[Archive, str], tmp_path: Path, header: dict[str, str]
+) -> None:
+    archive, uid = labelled
+    before = archive.series_files(uid)
+    assert ingest_one(archive, other(before[0], tmp_path / "elsewhere" / "changed", **header)) == 1
+    assert archive.series_files(uid) == before
+
+
 def test_other_pixels_without_a_label_count_and_leave_a_note(stored: Stored, tmp_path: Path) -> None:
     archive, uid = stored()
     first = archive.series_files(uid)[0]

@@ -158,6 +158,10 @@ class TestSearches:
             ("StudyDate=-20240202", 0),
             ("StudyTime=1015", 1),
             ("ModalitiesInStudy=CT", 1),
+            ("ModalitiesInStudy=MR,CT", 1),
+            ("ModalitiesInStudy=CT%5CMR", 1),
+            ("ModalitiesInStudy=MR&ModalitiesInStudy=CT", 1),
+            ("ModalitiesInStudy=MR,PT", 0),
             ("StudyInstanceUID=1.2.3,9.9", 1),
             ("StudyInstanceUID=1.2.3&StudyInstanceUID=9.9", 1),
             ("StudyDescription=Ch?st", 1),
@@ -177,6 +181,26 @@ class TestSearches:
         assert study["00201206"]["Value"] == [6]
         assert study["00201208"]["Value"] == [8]
         assert study["00081190"]["Value"] == [f"{server.url}/studies/1.2.3"]
+
+    def test_names_are_told_and_found_by_all_their_groups(self, tmp_path: Path) -> None:
+        names = {"8.1": "Yamada^Tarou=山田^太郎=やまだ^たろう", "8.2": "=山田^花子"}
+        made = [image(study, f"{study}.1", 1) for study in names]
+        for one, name in zip(made, names.values(), strict=True):
+            one.PatientName = name
+        with serving(application(adopted(tmp_path, *made))) as url, httpx.Client(base_url=url) as client:
+            told = {one["0020000D"]["Value"][0]: one["00100010"]["Value"] for one in client.get("/studies").json()}
+            assert told["8.1"] == [{"Alphabetic": "Yamada^Tarou", "Ideographic": "山田^太郎", "Phonetic": "やまだ^たろう"}]
+            assert told["8.2"] == [{"Ideographic": "山田^花子"}]
+            asked = {
+                "山田*": 2,
+                "*花*": 1,
+                "yamada*": 1,
+                "やまだ*": 1,
+                "=山田*": 2,
+                "Yamada^Tarou=山田^太郎": 1,
+                "Yamada*=鈴木*": 0,
+            }
+            assert {name: len(client.get("/studies", params={"PatientName": name}).json()) for name in asked} == asked
 
     def test_levels_below_tell_of_those_above_where_that_is_asked(self, server: Server) -> None:
         below = server.client.get("/studies/1.2.3/series").json()

@@ -1,5 +1,6 @@
 """The index says what object_catalog says: followed bit by bit or built at once, in SQLite and in Postgres."""
 
+import json
 import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from sqlalchemy.dialects import sqlite
 
 from catalog import CatalogError, DeltaTable, MemoryTable
 from catalog._index_search import Search
-from catalog.index import ATTRIBUTES, Index
+from catalog.index import ATTRIBUTES, MODALITIES, Index
 from catalog.schemas import OBJECTS, TYPED, TYPED_LATER
 
 START = datetime(2024, 2, 29, tzinfo=UTC)
@@ -27,7 +28,10 @@ def row(path: str, seen: int = 0, **changed: Any) -> dict[str, Any]:
     at = START + timedelta(seconds=seen)
     uids = {"StudyInstanceUID": "1", "SeriesInstanceUID": "1.1", "SOPInstanceUID": f"1.1.{path.strip('/')}"}
     typed = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2", "Modality": "CT", "PatientID": "P1"}
-    return {"path": path, "modificationTime": at, "length": 1, "status": "ok", "ingested_at": at, **uids, **typed, **changed}
+    made = {"path": path, "modificationTime": at, "length": 1, "status": "ok", "ingested_at": at, **uids, **typed, **changed}
+    groups = dict(zip(("Alphabetic", "Ideographic", "Phonetic"), (made.get("PatientName") or "").split("="), strict=False))
+    header = json.dumps({"00100010": {"vr": "PN", "Value": [groups]}}, ensure_ascii=False)
+    return {**made, "PatientName": groups["Alphabetic"] or None, "meta": header}
 
 
 def table(*batches: Sequence[Mapping[str, Any]]) -> MemoryTable:
@@ -79,6 +83,9 @@ def _entity(now: Sequence[Mapping[str, Any]], level: str, key: tuple[str, ...]) 
 
 
 def _latest(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
+    if name == "PatientName":
+        names = ["=".join(json.loads(r["meta"])["00100010"]["Value"][0].values()) for r in rows]
+        return next(filter(None, reversed(names)), None)
     return next((r[name] for r in reversed(rows) if r.get(name) is not None), None)
 
 
@@ -113,6 +120,7 @@ def said(index: Index, level: str, match: Mapping[str, str] | None = None) -> li
 # Rows that collide in every way: few paths, few objects, two studies of which one shares a series' UID with the other.
 
 NAMES = ["Doe^Jane", "DOE^JANE^^^", "Döner^Ünal", "doe", "a%b_c^[x]*", 'O"Neil^/?', "山田^太郎", "straße^x"]
+NAMES += ["Yamada^Tarou=山田^太郎=やまだ^たろう", "=山田^花子", "Doe^Jane==ドウ"]
 DATES = ["19991231", "20200101", "20200229", "20241231"]
 TIMES = ["10", "1015", "101530", "101530.25", "235959", "000000"]
 
@@ -159,6 +167,14 @@ TEXTS = [
     "*[x]*",
     'o"*',
     "=山田*",
+    "山田^*",
+    "*花*",
+    "*た?う",
+    "yamada*=山田*",
+    "doe*=山田*",
+    "*=*子",
+    "==ドウ",
+    "=",
     "STRASSE*",
     "*o?ne*",
     "?",
@@ -170,13 +186,15 @@ MATCHES = st.fixed_dictionaries(
         "PatientID": st.sampled_from(["P1", "p1", "P*", "P%", "P_1", "?1", "*1", "P_*", "*_1", "*p*", "**"]),
         "StudyDate": st.sampled_from(["", *DATES, "20200101-", "-20200101", "20200101-20200229", "20200102-20200201"]),
         "StudyTime": st.sampled_from(["10", "1015", "10-1015", "1000-", "-101530", "101530.00-101531", "0000-2400"]),
-        "ModalitiesInStudy": st.sampled_from(["CT", "ct", "C*", "SEG", "?R"]),
+        "ModalitiesInStudy": st.sampled_from(
+            ["CT", "ct", "C*", "SEG", "?R", "CT,SEG", "MR\\SEG", "MR, C*", "MR,*", ",", ",CT"]
+        ),
         "StudyInstanceUID": st.sampled_from(["1", "2", "1,2", "1\\2", "3"]),
     },
 )
 DEEPER = {
     "studies": {},
-    "series": {"Modality": st.sampled_from(["CT", "C?"]), "SeriesNumber": st.sampled_from(["1", "010"])},
+    "series": {"Modality": st.sampled_from(["CT", "C?", "SEG,CT", "MR\\PT"]), "SeriesNumber": st.sampled_from(["1", "010"])},
     "instances": {
         "SeriesDescription": st.sampled_from(["Head", "Head*", "head"]),
         "InstanceNumber": st.sampled_from(["1", "-1"]),
@@ -187,14 +205,25 @@ DEEPER = {
 
 def matches(found: Mapping[str, Any], match: Mapping[str, str]) -> bool:
     """PS3.4 §C.2.2.2, by the letter and slowly."""
-    return all(not value.strip("*") or _fits(name, found[name], value) for name, value in match.items())
+    return all(_universal(name, value) or _fits(name, found[name], value) for name, value in match.items())
+
+
+def _several(name: str, value: str) -> list[str]:
+    listed = value.strip("*") and name in MODALITIES
+    return [one.strip() for one in re.split(r"[,\\]", value) if one] if listed else [value]
+
+
+def _universal(name: str, value: str) -> bool:
+    return not all(one.strip("*=" if name == "PatientName" else "*") for one in _several(name, value))
 
 
 def _fits(name: str, held: Any, value: str) -> bool:
     if held is None:
         return False
-    if isinstance(held, list):
-        return any(_wild(one, value) for one in held)
+    if name in MODALITIES:
+        return any(
+            _wild(one, wanted) for one in (held if name == "ModalitiesInStudy" else [held]) for wanted in _several(name, value)
+        )
     if isinstance(held, int):
         return held == int(value)
     if name.endswith("UID"):
@@ -206,8 +235,8 @@ def _fits(name: str, held: Any, value: str) -> bool:
         first, dash, last = value.partition("-")
         return _clock(first, "0") <= _clock(held, "0") <= _clock(last or ("99" if dash else first), "9")
     if name.endswith("Name"):
-        groups = [group for group in value.casefold().split("=") if group]
-        return any(_wild(_name(held), group if group.endswith("*") else _name(group)) for group in groups)
+        wanted = [group if group.endswith("*") else _name(group) for group in value.casefold().split("=") if group.strip("*")]
+        return all(any(_wild(_name(group), one) for group in held.split("=") if group) for one in wanted)
     return _wild(held, value)
 
 
@@ -356,7 +385,7 @@ class IndexTests:
             assert said(index, level) == said(fresh, level) == expected(every, level)
 
     def test_an_index_of_another_shape_is_built_anew(self, url: Callable[[], str | sa.URL]) -> None:
-        place, objects = url(), table([row("/a")])
+        place, objects = url(), table([row("/a", PatientName="=山田^花子")])
         Index(place).follow(objects)
         execute(place, "UPDATE index_state SET shape = 'older'")
         execute(place, 'ALTER TABLE index_series RENAME COLUMN "Modality" TO modality')
@@ -364,6 +393,7 @@ class IndexTests:
         assert index.studies() == []
         index.follow(objects)
         assert [found["Modality"] for found in index.series()] == ["CT"]
+        assert [found["PatientName"] for found in index.studies({"PatientName": "山田*"})] == ["=山田^花子"]
 
     def test_a_table_that_begins_again_is_followed_from_its_beginning(self, url: Callable[[], str | sa.URL]) -> None:
         index = Index(url())
@@ -420,7 +450,7 @@ class IndexTests:
         [
             ({"PatientWeight": "70"}, r"PatientWeight: no attribute of studies .*there are StudyInstanceUID, PatientID"),
             ({"Modality": "CT"}, r"Modality: no attribute of studies"),
-            ({"PatientName_folded": "x"}, r"no attribute"),
+            ({"PatientName_alphabetic": "x"}, r"no attribute"),
             ({"StudyDate": "2020"}, r"StudyDate=2020: not a date .*YYYYMMDD"),
             ({"StudyDate": "20200101-2020"}, "not a date"),
             ({"StudyTime": "1-2"}, "not a time"),
@@ -430,6 +460,7 @@ class IndexTests:
             ({"PatientID": "*" + "a?" * 30_000}, "PatientID: too long .*4096 characters"),
             ({"PatientName": "a=" * 5_000}, "too long"),
             ({"StudyInstanceUID": ",".join(["1.2"] * 40_000)}, "too many UIDs"),
+            ({"ModalitiesInStudy": ",".join(map(str, range(999)))}, "ModalitiesInStudy: too many modalities .*100"),
         ],
     )
     def test_what_cannot_be_asked_says_what_can(
@@ -456,7 +487,9 @@ class TestSQLite(IndexTests):
         ("level", "match", "used"),
         [
             ("studies", {}, "index_studies_newest"),
-            ("studies", {"PatientName": "doe*"}, "index_studies_by_name"),
+            ("studies", {"PatientName": "doe*"}, "index_studies_by_alphabetic"),
+            ("studies", {"PatientName": "doe*"}, "index_studies_by_ideographic"),
+            ("studies", {"PatientName": "doe*"}, "index_studies_by_phonetic"),
             ("studies", {"PatientName": "*doe*"}, "index_names VIRTUAL TABLE"),
             ("studies", {"PatientID": "P1"}, "index_studies_by_patient"),
             ("series", {"StudyInstanceUID": "1"}, "index_series USING"),

@@ -21,7 +21,7 @@ import pydicom
 import pytest
 from dicomweb_client import DICOMwebClient
 from pydicom.sr.codedict import codes
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, generate_uid
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless, generate_uid
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -133,11 +133,53 @@ def test_storing_again_adds_nothing(studies: str, archive: Archive, image: Any) 
     assert len(files(archive)) == rows(archive) == 1
 
 
-def test_another_header_with_the_same_pixels_is_the_same_object(studies: str, archive: Archive, image: Any) -> None:
+@pytest.mark.parametrize(
+    ("corrected", "told"),
+    [
+        ({"PatientName": "Corrected^Name"}, "differs in PatientName: give it a new UID"),
+        ({"FrameOfReferenceUID": "1.2.99"}, "differs in FrameOfReferenceUID: give it a new UID"),
+        ({"Units": "GML"}, "differs in Units: give it a new UID"),
+        ({"ContentDate": "20240203"}, "differs in ContentDate: give it a new UID"),
+        (
+            {"PatientID": "P9", "PatientName": "N", "StudyDate": "20240203", "StudyDescription": "new"},
+            "differs in StudyDate, 3 more: give it a new UID",
+        ),
+    ],
+)
+def test_a_corrected_header_is_refused_and_says_what_differs(
+    corrected: dict[str, str], told: str, studies: str, archive: Archive, image: Any
+) -> None:
     uid = generate_uid()
     first = image(SOPInstanceUID=uid)
     post(studies, [first])
-    assert post(studies, [image(SOPInstanceUID=uid, PatientName="Corrected^Name")]).status_code == 200
+    answer = post(studies, [image(SOPInstanceUID=uid, **corrected)])
+    assert answer.status_code == 409
+    (failed,) = answer.json()[FAILED]["Value"]
+    assert reason(failed) == (0x0111, told)
+    assert [path.read_bytes() for path in files(archive)] == [first]
+
+
+def test_a_large_value_that_differs_is_refused(studies: str, image: Any) -> None:
+    uid = generate_uid()
+    first, other = (image(SOPInstanceUID=uid, RedPaletteColorLookupTableData=bytes(4999) + end) for end in (b"1", b"2"))
+    assert [post(studies, [one]).status_code for one in (first, first)] == [200, 200]
+    (failed,) = post(studies, [other]).json()[FAILED]["Value"]
+    assert reason(failed) == (0x0111, "differs in (0028,1201): give it a new UID")
+
+
+def test_the_same_in_another_encoding_is_the_same_object(studies: str, archive: Archive, image: Any) -> None:
+    table = {"SpecificCharacterSet": "ISO_IR 192", "RedPaletteColorLookupTableData": bytes(range(256)) * 20}
+    first = image(PatientName="M\u00fcller", **table)
+    post(studies, [first])
+    for syntax in (ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless):
+        other, encoded = pydicom.dcmread(io.BytesIO(first)), io.BytesIO()
+        other.PatientName, other.SpecificCharacterSet = str(other.PatientName), "ISO_IR 100"
+        if syntax == RLELossless:
+            other.compress(syntax, generate_instance_uid=False)
+        other.file_meta.TransferSyntaxUID, other.file_meta.SourceApplicationEntityTitle = syntax, "SENDER"
+        pydicom.dcmwrite(encoded, other, implicit_vr=syntax == ImplicitVRLittleEndian, little_endian=True)
+        answer = post(studies, [encoded.getvalue()])
+        assert answer.status_code == 200, (syntax, answer.text)
     assert [path.read_bytes() for path in files(archive)] == [first]
 
 
