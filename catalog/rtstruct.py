@@ -88,7 +88,8 @@ def enclosed(outlines: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray
     links = sparse.coo_array((crossing[crossing], (first[crossing], second[crossing])), shared.shape)
     count, area = connected_components(links, directed=False)
     united = [areas[area == number].sum(axis=0) > 0 for number in range(count)]
-    return np.logical_xor.reduce(united).reshape(*shape)
+    found: np.ndarray = np.logical_xor.reduce(united).reshape(*shape)
+    return found
 
 
 def inside(outlines: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:

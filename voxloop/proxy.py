@@ -28,8 +28,10 @@ _OURS = {"host", "authorization", "cookie", "origin", "referer", "expect"}
 
 
 class Proxy:
-    """Passes requests on to ``target`` and streams both ways, without the path where it is mounted; Via says that it did. A name
-    and password in ``target`` are sent as HTTP's basic authentication."""
+    """Passes requests on to ``target`` and streams both ways, without the path where it is mounted; Via says that it did.
+
+    A name and password in ``target`` are sent as HTTP's basic authentication.
+    """
 
     def __init__(self, name: str, target: str) -> None:
         self.name, self.target = name, target.rstrip("/")
