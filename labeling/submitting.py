@@ -53,9 +53,12 @@ def take(
 
     Its voxels changed and added path length are against the suggestion, where that is still kept. The SEG that is stored is
     written anew, with the label set's codes. Refused (409) where another label is there under the id, (422) where the mask
-    does not fit.
+    does not fit or nothing is annotated.
     """
     label_id = str(told.label_id)
+    if told.status != "draft" and set(told.states.values()) <= {"not_annotated"}:
+        remedy = "draw a structure, or say of one that it is absent"
+        raise Refused(422, "the label says nothing: no structure is annotated", about=told.series, remedy=remedy)
     if revision(archive, label_id) is None and told.series not in {case.series_uid for case in project.cases(archive)}:
         remedy = f"open a series of its cohort: voxloop cases --explain says what is in that of {project.key}"
         raise Refused(422, "the series is no case of the project", about=told.series, remedy=remedy)

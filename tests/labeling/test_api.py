@@ -507,6 +507,16 @@ class TestMasks:
         assert (stored["suggested_by"], stored["voxels_changed"], stored["added_path_length"]) == ("m/1", None, None)
 
 
+def test_a_label_that_says_nothing_is_refused(clinic: Any, project: Project, client: TestClient, series: str) -> None:
+    nothing = np.zeros(clinic.archive.geometry(series).spatial_shape, np.uint8)
+    unsaid = dict.fromkeys(PRESENT, "not_annotated")
+    told = problem(client.post("labels", **drawn(clinic.archive, series, nothing, states=unsaid)), 422)
+    assert "no structure is annotated" in told and "absent" in told
+    assert history(clinic.archive, project.key, series) == []
+    looked = {**unsaid, "spleen": "absent"}
+    assert client.post("labels", **drawn(clinic.archive, series, nothing, states=looked)).status_code == 201
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_no_request_makes_the_api_fail(clinic: Any, project: Project, endpoint: tuple[str, Any]) -> None:
     app = api.application(clinic.archive, [project], endpoint=endpoint[0])
