@@ -19,6 +19,7 @@ from catalog import measure, seg
 from catalog._query import quoted
 from catalog.matching import short
 from catalog.schemas import FEATURES
+from catalog.slices import thickness
 from catalog.sources import read_series
 
 if TYPE_CHECKING:
@@ -71,17 +72,18 @@ def of_mask(
 
     The slices that have a structure are asked for together, once. Never raises for what cannot be measured.
     """
-    spacing, unit = np.array(mask.spacing), _unit(header)
+    spacing, unit, flat = np.array(mask.spacing), _unit(header), _flat(mask, header)
     rows: list[dict[str, Any]] = []
     found = dict(measure.boxes(np.asarray(mask.array, np.uint8), structures))
     inside, unread = _tried(lambda: _inside(found, pixels))
     for name, box in found.items():
-        volume = 0.0 if box is None else box.voxels * mask.voxel_volume / 1000
-        rows.append({"structure": name, "name": "volume", "value": volume, "unit": "ml"})
         if box is None:
+            rows.append({"structure": name, "name": "volume", "value": 0.0, "unit": "ml"})
             continue
-        for size in ("diameter", "in_plane_diameter"):
-            measured, note = _tried(lambda: {size: getattr(measure, size)(box, spacing)})  # noqa: B023
+        volume = None if flat else box.voxels * mask.voxel_volume / 1000
+        rows.append({"structure": name, "name": "volume", "value": volume, "unit": "ml", "note": flat})
+        for size, unknown in (("diameter", flat), ("in_plane_diameter", "")):
+            measured, note = ({}, unknown) if unknown else _tried(lambda: {size: getattr(measure, size)(box, spacing)})  # noqa: B023
             rows.append({"structure": name, "name": size, "value": measured.get(size), "unit": "mm", "note": note})
         measured, note = ({}, unread) if unread else _tried(lambda: measure.intensities(inside[name]))  # noqa: B023
         for statistic in measure.INTENSITIES:
@@ -99,10 +101,10 @@ def of_files(archive: "Archive", subject: Subject, structures: Sequence[str]) ->
         if stored is None:
             raise LookupError("its segmentation is not in the catalog")
         named = {short(name): name for name in structures}
-        opened = seg.opened(Path(stored.path))
-        values = {named[one.name]: one.number for one in seg.segments(opened) if one.name in named}
         headers = archive.sources(subject.series_uid)
         grid = archive.geometry(subject.series_uid)
+        opened = seg.opened(Path(stored.path), grid)
+        values = {named[one.name]: one.number for one in seg.segments(opened) if one.name in named}
         array = seg.label_map(opened, grid, {number: number for number in values.values()}, about=subject.source_uid)
         pixels = image_pixels(archive, subject.series_uid, headers)
         return {"rows": of_mask(subject, grid.with_array(array), values, pixels, headers[0])}
@@ -195,6 +197,13 @@ def _tried(measured: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]
         return measured(), ""
     except Exception as problem:
         return {}, " ".join(f"{problem or type(problem).__name__}".split())[:500]
+
+
+def _flat(mask: "hd.Volume", header: "Dataset") -> str:
+    """Why it has no third dimension to measure, where that is so."""
+    if mask.spatial_shape[0] > 1 or thickness(header.get):
+        return ""
+    return "its image is one slice that says neither SpacingBetweenSlices nor SliceThickness"
 
 
 def _unit(header: "Dataset") -> str:
