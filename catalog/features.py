@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from catalog import measure, seg
 from catalog._query import quoted
+from catalog.errors import CatalogError
 from catalog.matching import short
 from catalog.schemas import FEATURES
 from catalog.slices import thickness
@@ -35,6 +36,8 @@ Pixels = Callable[[slice], np.ndarray]
 """The image's slices (of the first axis) in its own unit."""
 
 
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_HOUNSFIELD = "[hnsf'U]"  # in UCUM
 _SHARED = ("series_uid", "study_uid", "patient_id", "project")
 
 
@@ -119,6 +122,8 @@ def image_pixels(archive: "Archive", series_uid: str, headers: "Sequence[Dataset
     """Reads the slices that are asked for, no other file; ``headers`` are ``Archive.sources`` of the series."""
 
     def read(place: slice) -> np.ndarray:
+        if len(units := sorted({_unit(header) or "none" for header in headers})) > 1:
+            raise CatalogError(f"its slices are in different units: {', '.join(units)}", about=series_uid)
         if len(headers) > 1:
             paths = {found.sop_uid: found.path for found in archive.index.files(series_uid)}
             chosen = [paths[str(header.SOPInstanceUID)] for header in headers[place]]
@@ -207,6 +212,12 @@ def _flat(mask: "hd.Volume", header: "Dataset") -> str:
 
 
 def _unit(header: "Dataset") -> str:
-    """Of the image's rescaled values (PS3.3 C.11.1.1.2, C.8.9.1)."""
+    """Of the image's values as ``Archive.volume`` gives them: by the first real world value mapping where there is one (PS3.3
+    C.7.6.16.2.11), in UCUM; else of the rescaled values (C.11.1.1.2, C.8.9.1)."""
+    for level in (header, *(item for name in _GROUPS for item in (header.get(name) or ())[:1])):
+        if mappings := level.get("RealWorldValueMappingSequence"):
+            codes = mappings[0].get("MeasurementUnitsCodeSequence")
+            code = str(codes[0].get("CodeValue") or "") if codes else ""
+            return "HU" if code == _HOUNSFIELD else code
     said = header.get("Units") if header.get("Modality") == "PT" else header.get("RescaleType")
     return str(said or ("HU" if header.get("Modality") == "CT" else ""))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from pydicom import Dataset, Sequence
 
 from catalog import Archive, LabelSet, Submission, features, mask, submit
 from catalog.schemas import FEATURES
@@ -131,6 +132,47 @@ def test_a_label_of_one_slice_from_when_it_was_taken_for_1_mm_thick_is_read(chan
     measures.SpacingBetweenSlices = measures.SliceThickness = "1"
     before.save_as(file)
     np.testing.assert_array_equal(mask(archive, revision, labels).array, given.mask.array)
+
+
+def mapping(slope: float, unit: str) -> Sequence:
+    """Real world values by ``slope``."""
+    code, made = Dataset(), Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = unit, "UCUM", unit
+    made.MeasurementUnitsCodeSequence = [code]
+    made.RealWorldValueFirstValueMapped, made.RealWorldValueLastValueMapped = 0, 65_535
+    made.RealWorldValueSlope, made.RealWorldValueIntercept = slope, 0.0
+    return Sequence([made])
+
+
+@pytest.mark.parametrize(("code", "unit"), [("{SUVbw}g/ml", "{SUVbw}g/ml"), ("[hnsf'U]", "HU")])
+def test_real_world_values_have_their_own_unit(changed: Changed, labels: LabelSet, code: str, unit: str) -> None:
+    archive, uid = changed(3, Modality="PT", Units="BQML", RealWorldValueMappingSequence=mapping(0.001, code))
+    submit(archive, "p", labels, square(archive, uid))
+    mean, stored = measured(archive)["Liver", "mean"], [pydicom.dcmread(path) for path in archive.series_files(uid)]
+    inside = archive.volume(uid).array[0, 2:4, 4:7]
+    assert any(np.allclose(inside, one.pixel_array[2:4, 4:7] * 0.001) for one in stored)
+    assert (mean["value"], mean["unit"]) == (pytest.approx(inside.mean()), unit)
+
+
+def test_rescaled_values_have_the_unit_of_the_rescale(changed: Changed, labels: LabelSet) -> None:
+    archive, uid = changed(3, Modality="PT", Units="BQML")
+    submit(archive, "p", labels, square(archive, uid))
+    mean = measured(archive)["Liver", "mean"]
+    expected = archive.volume(uid).array[0, 2:4, 4:7].mean()
+    assert (mean["value"], mean["unit"]) == (pytest.approx(expected, rel=1e-5), "BQML")
+
+
+def test_slices_in_different_units_have_no_values(changed: Changed, labels: LabelSet) -> None:
+    archive, uid = changed(3, Modality="PT", Units="BQML")
+    path = archive.series_files(uid)[1]
+    one = pydicom.dcmread(path)
+    one.RealWorldValueMappingSequence = mapping(0.001, "{SUVbw}g/ml")
+    one.save_as(path)
+    submit(archive, "p", labels, square(archive, uid))
+    found = measured(archive)
+    assert found["Liver", "mean"]["value"] is None
+    assert "different units: BQML, {SUVbw}g/ml" in found["Liver", "mean"]["note"]
+    assert found["Liver", "volume"]["value"] > 0
 
 
 def test_they_can_be_joined_in_sql(stored: Stored, labels: LabelSet) -> None:
