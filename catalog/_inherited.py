@@ -70,6 +70,7 @@ def _complete(made: "Dataset") -> None:
     """What has to be there, if only empty, and what may only be there with something else."""
     for keyword in _EMPTY_IF_UNKNOWN:
         made.setdefault(keyword, "")
+    made.setdefault("SliceThickness", None)  # highdicom asks every source for it
     if all(made.get(name) for name in _TRIAL) and any(made.get(name) for name in _TRIAL_SUBJECT):
         for keyword in _TRIAL_EMPTY:
             made.setdefault(keyword, "")

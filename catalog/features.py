@@ -19,8 +19,10 @@ import pyarrow as pa
 
 from catalog import measure, seg
 from catalog._query import quoted
+from catalog.errors import CatalogError
 from catalog.matching import short
 from catalog.schemas import FEATURES
+from catalog.slices import thickness
 from catalog.sources import read_series
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ Pixels = Callable[[slice], np.ndarray]
 
 
 _log = logging.getLogger(__name__)
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_HOUNSFIELD = "[hnsf'U]"  # in UCUM
 _SHARED = ("series_uid", "study_uid", "patient_id", "project")
 
 
@@ -83,17 +87,18 @@ def of_mask(
     The slices that have a structure are asked for together, once. Never raises for what cannot be measured. Besides the
     table's columns a row tells whether it is to be measured ``again``; ``append`` leaves out what is.
     """
-    spacing, unit = np.array(mask.spacing), _unit(header)
+    spacing, unit, flat = np.array(mask.spacing), _unit(header), _flat(mask, header)
     rows: list[dict[str, Any]] = []
     found = dict(measure.boxes(np.asarray(mask.array, np.uint8), structures))
     inside, unread = _tried(lambda: _inside(found, pixels))
     for name, box in found.items():
-        volume = 0.0 if box is None else box.voxels * mask.voxel_volume / 1000
-        rows.append({"structure": name, "name": "volume", "value": volume, "unit": "ml"})
         if box is None:
+            rows.append({"structure": name, "name": "volume", "value": 0.0, "unit": "ml"})
             continue
-        for size in ("diameter", "in_plane_diameter"):
-            measured, note = _tried(lambda: {size: getattr(measure, size)(box, spacing)})  # noqa: B023
+        volume = None if flat.text else box.voxels * mask.voxel_volume / 1000
+        rows.append({"structure": name, "name": "volume", "value": volume, "unit": "ml", "note": flat})
+        for size, unknown in (("diameter", flat), ("in_plane_diameter", _Note())):
+            measured, note = ({}, unknown) if unknown.text else _tried(lambda: {size: getattr(measure, size)(box, spacing)})  # noqa: B023
             rows.append({"structure": name, "name": size, "value": measured.get(size), "unit": "mm", "note": note})
         measured, note = ({}, unread) if unread.text else _tried(lambda: measure.intensities(inside[name]))  # noqa: B023
         for statistic in measure.INTENSITIES:
@@ -111,10 +116,10 @@ def of_files(archive: "Archive", subject: Subject, structures: Sequence[str]) ->
         if stored is None:
             raise FileNotFoundError("its segmentation is not in the catalog")
         named = {short(name): name for name in structures}
-        opened = seg.opened(Path(stored.path))
-        values = {named[one.name]: one.number for one in seg.segments(opened) if one.name in named}
         headers = archive.sources(subject.series_uid)
         grid = archive.geometry(subject.series_uid)
+        opened = seg.opened(Path(stored.path), grid)
+        values = {named[one.name]: one.number for one in seg.segments(opened) if one.name in named}
         array = seg.label_map(opened, grid, {number: number for number in values.values()}, about=subject.source_uid)
         pixels = image_pixels(archive, subject.series_uid, headers)
         return {"rows": of_mask(subject, grid.with_array(array), values, pixels, headers[0])}
@@ -129,6 +134,8 @@ def image_pixels(archive: "Archive", series_uid: str, headers: "Sequence[Dataset
     """Reads the slices that are asked for, no other file; ``headers`` are ``Archive.sources`` of the series."""
 
     def read(place: slice) -> np.ndarray:
+        if len(units := sorted({_unit(header) or "none" for header in headers})) > 1:
+            raise CatalogError(f"its slices are in different units: {', '.join(units)}", about=series_uid)
         if len(headers) > 1:
             paths = {found.sop_uid: found.path for found in archive.index.files(series_uid)}
             chosen = [paths[str(header.SOPInstanceUID)] for header in headers[place]]
@@ -226,7 +233,20 @@ def _tried(measured: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], _Not
         return {}, _Note(" ".join(str(problem).split())[:500] or type(problem).__name__, again)
 
 
+def _flat(mask: "hd.Volume", header: "Dataset") -> _Note:
+    """Why it has no third dimension to measure, where that is so."""
+    if mask.spatial_shape[0] > 1 or thickness(header.get):
+        return _Note()
+    return _Note("its image is one slice that says neither SpacingBetweenSlices nor SliceThickness")
+
+
 def _unit(header: "Dataset") -> str:
-    """Of the image's rescaled values (PS3.3 C.11.1.1.2, C.8.9.1)."""
+    """Of the image's values as ``Archive.volume`` gives them: by the first real world value mapping where there is one (PS3.3
+    C.7.6.16.2.11), in UCUM; else of the rescaled values (C.11.1.1.2, C.8.9.1)."""
+    for level in (header, *(item for name in _GROUPS for item in (header.get(name) or ())[:1])):
+        if mappings := level.get("RealWorldValueMappingSequence"):
+            codes = mappings[0].get("MeasurementUnitsCodeSequence")
+            code = str(codes[0].get("CodeValue") or "") if codes else ""
+            return "HU" if code == _HOUNSFIELD else code
     said = header.get("Units") if header.get("Modality") == "PT" else header.get("RescaleType")
     return str(said or ("HU" if header.get("Modality") == "CT" else ""))

@@ -10,6 +10,7 @@ import numpy as np
 from catalog.errors import CatalogError
 from catalog.frames import ImageFile
 from catalog.nifti import SHEAR
+from catalog.slices import thickness
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -100,7 +101,8 @@ class Planes:
     @property
     def affine(self) -> np.ndarray:
         """(slice, row, column) index → LPS mm, float64; as exact as the slices are regular (``faults``)."""
-        step = self._from_first[-1] / (len(self.planes) - 1) if len(self.planes) > 1 else self.normal * _thickness(self.header)
+        alone = self.normal * (thickness(self.header.get) or 1.0)
+        step = self._from_first[-1] / (len(self.planes) - 1) if len(self.planes) > 1 else alone
         affine = np.eye(4)
         affine[:3] = np.stack([step, self.row_step, self.column_step, self.planes[0].position], axis=1)
         return affine
@@ -224,11 +226,6 @@ def _planes_of(image: ImageFile) -> Iterable[Plane]:
 
 def _enhanced(image: ImageFile) -> bool:
     return bool(image.header.get("PerFrameFunctionalGroupsSequence"))
-
-
-def _thickness(header: "Dataset") -> float:
-    """Of a single slice (mm)."""
-    return next((float(v) for v in map(header.get, ("SpacingBetweenSlices", "SliceThickness")) if v and float(v) > 0), 1.0)
 
 
 def _alike(first: Any, second: Any) -> bool:

@@ -110,7 +110,8 @@ def decode(path: "Path | Dataset", like: "hd.Volume | hd.VolumeGeometry", labels
 
 
 def opened(path: "Path | Dataset", like: "hd.VolumeGeometry | hd.Volume | None" = None) -> "hd.seg.Segmentation":
-    """The SEG of a file. Where it does not say how far its slices lie apart, it may follow from the image's grid, ``like``.
+    """The SEG of a file. Where it does not say how far its slices lie apart, it may follow from the image's grid, ``like``; of
+    one slice on an image of one slice it does, whatever the SEG says.
 
     CatalogError where the file is no segmentation.
     """
@@ -201,16 +202,20 @@ def _one_by_one(seg: "hd.seg.Segmentation", values: Mapping[int, int], threshold
 
 
 def _spaced(dataset: "Dataset", like: "hd.Volume | hd.VolumeGeometry") -> "Dataset":
-    """``dataset`` with SpacingBetweenSlices, where it lacks it and is one slice, or as thick as the image's are apart."""
+    """``dataset`` with SpacingBetweenSlices, where it lacks it and is one slice, or as thick as the image's are apart; and
+    where it and the image are one slice: what either says of a distance is no distance of slices then."""
     shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]
     measures = (shared[0].get("PixelMeasuresSequence") or [None])[0]
     planes = shared[0].get("PlaneOrientationSequence")
-    if measures is None or not planes or measures.get("SpacingBetweenSlices"):
+    if measures is None or not planes:
         return dataset
     rows, columns = np.array(planes[0].ImageOrientationPatient, float).reshape(2, 3)
     along = int(np.abs(np.array(like.unit_vectors()) @ np.cross(rows, columns)).argmax())
     spacing, thickness = float(like.spacing[along]), float(measures.get("SliceThickness") or 0)
-    if _planes(dataset) > 1 and not np.isclose(thickness, spacing, rtol=1e-3):
+    several = _planes(dataset) > 1
+    if measures.get("SpacingBetweenSlices") and (several or like.spatial_shape[along] > 1):
+        return dataset
+    if several and not np.isclose(thickness, spacing, rtol=1e-3):
         return dataset
     dataset = copy.deepcopy(dataset)
     dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = round(spacing, 10)

@@ -3,7 +3,7 @@
 import base64
 import math
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +11,7 @@ from typing import Any
 
 from catalog.dictionary import address
 
-__all__ = ["Slice", "number", "slices"]
+__all__ = ["Slice", "number", "slices", "thickness"]
 
 _FRAME_NAMES = {
     "AcquisitionNumber": ("FrameAcquisitionNumber",),
@@ -75,6 +75,13 @@ def number(text: str) -> float | None:
         found = float(text)
         return found if math.isfinite(found) else None
     return None
+
+
+def thickness(told: Callable[[str], Any]) -> float | None:
+    """How far one slice alone reaches, in mm: ``told`` gives SpacingBetweenSlices, else SliceThickness; None where neither is
+    above 0."""
+    found = (number(str(told(keyword) or "")) for keyword in ("SpacingBetweenSlices", "SliceThickness"))
+    return next((length for length in found if length is not None and length > 0), None)
 
 
 def _value(levels: tuple[Header, Header, Header], keyword: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from catalog.errors import CatalogError
 from catalog.files import list_files, open_binary
 from catalog.nifti import read_nifti
+from catalog.slices import thickness
 from catalog.walk import NotDicom, walk
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ def read_series(paths: Iterable[str | Path], *, about: str, lenient: bool = Fals
         elif all(map(_plain, datasets)):
             return _stacked(datasets, about)
         else:
+            if len(datasets) == 1:  # where highdicom would take it for 1 mm thick
+                datasets[0].SpacingBetweenSlices = thickness(datasets[0].get) or 1.0
             found = hd.get_volume_from_series(datasets, dtype=np.float32)
     except (ValueError, AttributeError, RuntimeError, NotImplementedError, KeyError, TypeError) as problem:
         raise CatalogError(f"not one regular volume: {_line(problem)}", about=about) from problem
@@ -114,13 +117,14 @@ def gone(path: str | Path) -> CatalogError:
 
 
 def arranged(headers: Sequence["Dataset"], *, about: str) -> "tuple[list[Dataset], hd.VolumeGeometry]":
-    """Single-frame ``headers`` in the order of the slices of ``read_series``, and its grid."""
+    """Single-frame ``headers`` in the order of the slices of ``read_series``, and its grid; one slice that does not say how
+    thick it is has 1 mm there."""
     import highdicom as hd
     from highdicom.spatial import get_series_volume_positions
 
     first = headers[0]
     try:
-        between, order = float(first.get("SpacingBetweenSlices") or 1.0), [0]
+        between, order = thickness(first.get) or 1.0, [0]
         if len(headers) > 1:
             between, order = get_series_volume_positions(headers)
         if order is None:

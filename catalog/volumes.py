@@ -16,7 +16,7 @@ import numpy as np
 
 from catalog.dictionary import address
 from catalog.errors import CatalogError
-from catalog.slices import Slice, number, slices
+from catalog.slices import Slice, number, slices, thickness
 from catalog.sources import gone, read_dataset, read_series
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _TELLING = (
 _ORDERED = ("TriggerTime", "AcquisitionTime")
 """What may do so by its order at each position."""
 
-_PLACE = ("ImagePositionPatient", "SpacingBetweenSlices")
+_PLACE = ("ImagePositionPatient", "SpacingBetweenSlices", "SliceThickness")
 KEYWORDS = (*_GRID, *_TELLING, *_PLACE)
 """The attributes that ``split_series`` asks of a slice."""
 
@@ -166,7 +166,7 @@ def _volume(series_uid: str, criteria: Criteria, part: Sequence[Slice], problem:
         return SeriesVolume(series_uid, criteria, tuple(part), None, problem)
     positions = np.array([found.numbers("ImagePositionPatient") for found in part])
     orientation = first.numbers("ImageOrientationPatient")
-    between, order = number(first["SpacingBetweenSlices"]) or 1.0, [0]
+    between, order = thickness(first.values.get) or 1.0, [0]
     if len(part) > 1:
         between, order = get_volume_positions(positions, orientation)
     if order is None:

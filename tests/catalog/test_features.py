@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom import Dataset, Sequence
 
-from catalog import Archive, LabelSet, Submission, features, submit
+from catalog import Archive, LabelSet, Submission, features, mask, submit
 from catalog.schemas import FEATURES
+from catalog.series import write_series
 from catalog.table import DeltaTable
 
 Stored = Callable[..., tuple[Archive, str]]
@@ -61,6 +64,115 @@ def test_what_is_absent_has_no_volume_and_what_was_not_looked_for_no_row(stored:
     found = measured(archive)
     assert list(found) == [("Spleen", "volume")]
     assert found["Spleen", "volume"]["value"] == 0
+
+
+@pytest.fixture
+def changed(home: Path, noise: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[Archive, str]]:
+    """A series of so many slices, each with the attributes given; one of None is left out."""
+
+    def put(slices: int, **attributes: Any) -> tuple[Archive, str]:
+        archive, folder = Archive(home), tmp_path / "changed"
+        uid = write_series(noise(shape=(slices, 9, 11)), folder, patient_id="P1", case="one")
+        datasets = [pydicom.dcmread(file) for file in sorted(folder.iterdir())]
+        for dataset in datasets:
+            for keyword, value in attributes.items():
+                setattr(dataset, keyword, value)
+                if value is None:
+                    delattr(dataset, keyword)
+        archive.store(datasets, folder="stow", writer="one")
+        return archive, uid
+
+    return put
+
+
+Changed = Callable[..., tuple[Archive, str]]
+
+
+def square(archive: Archive, uid: str) -> Submission:
+    """Two by three voxels of the liver in the first slice."""
+    like = archive.geometry(uid)
+    array = np.zeros(like.spatial_shape, np.uint8)
+    array[0, 2:4, 4:7] = 1
+    return Submission(uid, like.with_array(array), {"Liver": "present", "Spleen": "absent"}, "Anna")
+
+
+@pytest.mark.parametrize("special", [{}, {"PresentationLUTShape": "IDENTITY"}])
+def test_one_slice_is_as_thick_as_it_says(changed: Changed, labels: LabelSet, special: dict[str, str]) -> None:
+    """Also where its pixels are no plain rescale, and are read in another way."""
+    archive, uid = changed(1, SpacingBetweenSlices=None, SliceThickness="5", **special)
+    assert archive.geometry(uid).spacing[0] == archive.volume(uid).spacing[0] == 5
+    submit(archive, "p", labels, square(archive, uid))
+    coarse, fine = archive.geometry(uid).spacing[1:]
+    found = measured(archive)
+    assert found["Liver", "volume"]["value"] == pytest.approx(6 * 5 * coarse * fine / 1000)
+    assert found["Liver", "diameter"]["value"] == pytest.approx(np.linalg.norm([5, 2 * coarse, 3 * fine]))
+
+
+@pytest.mark.parametrize("said", [None, "", "0"])
+def test_one_slice_that_does_not_say_how_thick_it_is_has_no_volume(
+    changed: Changed, labels: LabelSet, said: str | None
+) -> None:
+    archive, uid = changed(1, SpacingBetweenSlices=None, SliceThickness=said)
+    submit(archive, "p", labels, square(archive, uid))
+    found = measured(archive)
+    for name in ("volume", "diameter"):
+        assert found["Liver", name]["value"] is None
+        assert "SliceThickness" in found["Liver", name]["note"]
+    assert found["Liver", "in_plane_diameter"]["value"] > 0 and found["Liver", "mean"]["note"] == ""
+    assert found["Spleen", "volume"]["value"] == 0
+
+
+def test_a_label_of_one_slice_from_when_it_was_taken_for_1_mm_thick_is_read(changed: Changed, labels: LabelSet) -> None:
+    archive, uid = changed(1, SpacingBetweenSlices=None, SliceThickness="5")
+    given = square(archive, uid)
+    revision = submit(archive, "p", labels, given)
+    file = next((archive.home / "volume" / "labels").rglob("*.dcm"))
+    before = pydicom.dcmread(file)
+    measures = before.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.SpacingBetweenSlices = measures.SliceThickness = "1"
+    before.save_as(file)
+    np.testing.assert_array_equal(mask(archive, revision, labels).array, given.mask.array)
+
+
+def mapping(slope: float, unit: str) -> Sequence:
+    """Real world values by ``slope``."""
+    code, made = Dataset(), Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = unit, "UCUM", unit
+    made.MeasurementUnitsCodeSequence = [code]
+    made.RealWorldValueFirstValueMapped, made.RealWorldValueLastValueMapped = 0, 65_535
+    made.RealWorldValueSlope, made.RealWorldValueIntercept = slope, 0.0
+    return Sequence([made])
+
+
+@pytest.mark.parametrize(("code", "unit"), [("{SUVbw}g/ml", "{SUVbw}g/ml"), ("[hnsf'U]", "HU")])
+def test_real_world_values_have_their_own_unit(changed: Changed, labels: LabelSet, code: str, unit: str) -> None:
+    archive, uid = changed(3, Modality="PT", Units="BQML", RealWorldValueMappingSequence=mapping(0.001, code))
+    submit(archive, "p", labels, square(archive, uid))
+    mean, stored = measured(archive)["Liver", "mean"], [pydicom.dcmread(path) for path in archive.series_files(uid)]
+    inside = archive.volume(uid).array[0, 2:4, 4:7]
+    assert any(np.allclose(inside, one.pixel_array[2:4, 4:7] * 0.001) for one in stored)
+    assert (mean["value"], mean["unit"]) == (pytest.approx(inside.mean()), unit)
+
+
+def test_rescaled_values_have_the_unit_of_the_rescale(changed: Changed, labels: LabelSet) -> None:
+    archive, uid = changed(3, Modality="PT", Units="BQML")
+    submit(archive, "p", labels, square(archive, uid))
+    mean = measured(archive)["Liver", "mean"]
+    expected = archive.volume(uid).array[0, 2:4, 4:7].mean()
+    assert (mean["value"], mean["unit"]) == (pytest.approx(expected, rel=1e-5), "BQML")
+
+
+def test_slices_in_different_units_have_no_values(changed: Changed, labels: LabelSet) -> None:
+    archive, uid = changed(3, Modality="PT", Units="BQML")
+    path = archive.series_files(uid)[1]
+    one = pydicom.dcmread(path)
+    one.RealWorldValueMappingSequence = mapping(0.001, "{SUVbw}g/ml")
+    one.save_as(path)
+    submit(archive, "p", labels, square(archive, uid))
+    found = measured(archive)
+    assert found["Liver", "mean"]["value"] is None
+    assert "different units: BQML, {SUVbw}g/ml" in found["Liver", "mean"]["note"]
+    assert found["Liver", "volume"]["value"] > 0
 
 
 def test_they_can_be_joined_in_sql(stored: Stored, labels: LabelSet) -> None:
