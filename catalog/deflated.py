@@ -1,19 +1,42 @@
 """Deflated data sets (PS3.5 §A.5), inflated piece by piece: a few bytes can stand for more than a memory holds."""
 
+import io
+import os
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 from catalog.errors import CatalogError
 
-__all__ = ["DEFLATED", "LARGEST", "check", "inflated"]
+__all__ = ["DEFLATED", "LARGEST", "Bounded", "check", "inflated"]
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 LARGEST = 1 << 29
-"""Bytes, inflated, of the largest object that is taken from others: beyond it deflating has no use that we know of."""
+"""Bytes, inflated, of the largest object that is read: beyond it deflating has no use that we know of."""
 
 _PIECE = 1 << 20
 _META = 1 << 12  # bytes in which the file meta group names the transfer syntax
+
+
+class Bounded:
+    """A binary file for pydicom's dcmread, which inflates all that a file holds, however much that is.
+
+    What is read to the file's end is what pydicom inflates: CatalogError where that is more than LARGEST bytes, or broken.
+    """
+
+    def __init__(self, file: BinaryIO, *, about: str | os.PathLike[str] = "") -> None:
+        self._file, self._about = file, os.fspath(about)
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """As the file's own."""
+        found = self._file.read(size)
+        if size < 0:
+            _bound(_inflate(found, io.BytesIO(), self._about), self._about)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def inflated(file: BinaryIO) -> Iterator[bytes]:
@@ -24,25 +47,36 @@ def inflated(file: BinaryIO) -> Iterator[bytes]:
     head = file.read(144)
     start = 144 + int.from_bytes(head[140:144], "little") if head[128:132] == b"DICM" else 0
     yield head[:start] + file.read(max(0, start - 144))
-    stream, packed = zlib.decompressobj(-zlib.MAX_WBITS), head[start:]
+    yield from _inflate(head[start:], file)
+
+
+def check(file: BinaryIO) -> None:
+    """CatalogError where a file is deflated, and inflates to more than LARGEST bytes. It is at its beginning, and is again."""
+    head = file.read(_META)
+    file.seek(0)
+    if _syntax(head) == DEFLATED:
+        _bound(inflated(file))
+        file.seek(0)
+
+
+def _inflate(packed: bytes, file: BinaryIO, about: str = "") -> Iterator[bytes]:
+    """What ``packed`` and then the rest of ``file`` stand for, _PIECE bytes at a time."""
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         while not stream.eof and (packed := packed or file.read(_PIECE)):
             yield stream.decompress(packed, _PIECE)
             packed = stream.unconsumed_tail
     except zlib.error as problem:
-        raise CatalogError(f"its deflated data set is broken: {problem}", remedy="send it again") from None
+        raise CatalogError(f"its deflated data set is broken: {problem}", about=about, remedy="send it again") from None
 
 
-def check(file: BinaryIO) -> None:
-    """CatalogError where a file is deflated, and inflates to more than LARGEST bytes. It is at its beginning, and is again."""
-    length, head = 0, file.read(_META)
-    file.seek(0)
-    for piece in inflated(file) if _syntax(head) == DEFLATED else ():
+def _bound(pieces: Iterable[bytes], about: str = "") -> None:
+    length = 0
+    for piece in pieces:
         length += len(piece)
         if length > LARGEST:
             problem = f"its deflated data set has more than {LARGEST >> 20} MiB"
-            raise CatalogError(problem, remedy="send it in explicit VR little endian")
-    file.seek(0)
+            raise CatalogError(problem, about=about, remedy="send it in explicit VR little endian")
 
 
 def _syntax(head: bytes) -> str:

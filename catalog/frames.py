@@ -11,6 +11,7 @@ from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
+from catalog.deflated import Bounded
 from catalog.errors import CatalogError
 from catalog.files import is_url, open_binary
 
@@ -211,12 +212,15 @@ class ImageFile:
         from pydicom.errors import InvalidDicomError
         from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-        try:
-            found = dcmread(self._opened(), **options)
-        except InvalidDicomError:
-            found = dcmread(self._opened(), force=True, **options)
-            if "SOPClassUID" not in found and "Rows" not in found:
-                raise NoPicture("not a DICOM file", about=self.path) from None
+        with open_binary(self.path) as opened:
+            file = Bounded(opened, about=self.path)
+            try:
+                found = dcmread(file, **options)
+            except InvalidDicomError:
+                file.seek(0)
+                found = dcmread(file, force=True, **options)
+                if "SOPClassUID" not in found and "Rows" not in found:
+                    raise NoPicture("not a DICOM file", about=self.path) from None
         if found.file_meta.get("TransferSyntaxUID"):
             return found, True
         implicit, little = found.original_encoding

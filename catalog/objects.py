@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 
 from catalog._query import connect, quoted
 from catalog.content import archive_kind, describe
+from catalog.deflated import DEFLATED, check
 from catalog.errors import CatalogError
-from catalog.files import Key, Listed, is_url, located, on_disk, utf8
+from catalog.files import Key, Listed, is_url, located, on_disk, open_binary, utf8
 from catalog.header import typed
 from catalog.nifti import is_nifti, nifti_header
 from catalog.pixels import pixel_facts
@@ -40,6 +41,7 @@ SHALLOW = f"""arg_max(CASE WHEN status = 'ok' AND pixel_offset IS NOT NULL AND p
 """The status of the latest row, but ``shallow`` where the pixels were not read and could be."""
 
 _WORDS = re.compile(r"[0-9A-Za-z]+")
+_SYNTAX = 0x00020010
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _LATER = len(OBJECTS) - OBJECTS.get_field_index("ingested_at") - 1
 
@@ -125,13 +127,25 @@ def _read(file: Listed) -> _Content:
     if file.length == 0:
         return _Content("other", "not_dicom", "the file is empty")
     try:
-        return _Content("dicom", "ok", None, walk(file.path, length=file.length))
+        header = walk(file.path, length=file.length)
+        problem = _too_large(file.path) if header.first(_SYNTAX) == DEFLATED else None
+        return _Content("dicom", "broken" if problem else "ok", problem, header)
     except NotDicom:
         return _read_other(file.path)
     except BrokenHeader as problem:
         return _Content("dicom", "broken", utf8(problem.problem)[:500], problem.header)
     except (OSError, CatalogError) as problem:
         return _unreadable(problem)
+
+
+def _too_large(path: str) -> str | None:
+    """Why the data set of a deflated file is not to be inflated, None where it may be."""
+    try:
+        with open_binary(path) as opened:
+            check(opened)
+    except CatalogError as problem:
+        return utf8(problem.problem)[:500]
+    return None
 
 
 def _unreadable(problem: Exception) -> _Content:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from catalog.deflated import Bounded
 from catalog.errors import CatalogError
 from catalog.files import list_files, open_binary
 from catalog.nifti import read_nifti
@@ -50,15 +51,16 @@ class FileVolumes:
 def read_dataset(path: str | Path, *, pixels: bool = True) -> "Dataset":
     """The data set of a DICOM file, here or at a URL, with or without preamble; without ``pixels`` what stands before them.
 
-    Its file meta group names a transfer syntax even where the file's does not. Raises CatalogError where the file has gone or
-    is not DICOM, or OSError.
+    Its file meta group names a transfer syntax even where the file's does not. Raises CatalogError where the file has gone, is
+    not DICOM or inflates to too much, or OSError.
     """
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     try:
-        with open_binary(path) as file:
+        with open_binary(path) as opened:
+            file = Bounded(opened, about=path)
             try:
                 return dcmread(file, stop_before_pixels=not pixels)
             except InvalidDicomError:

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from catalog import Archive, CatalogError, LabelRevision, Project, State, Submission, seg, submit
-from catalog.deflated import check
+from catalog.deflated import Bounded
 from catalog.labels import LabelTaken, revision
 from catalog.problem import Refused
 from catalog.repair import repair
@@ -104,8 +104,7 @@ def _decoded(archive: Archive, project: Project, told: SubmittedLabel, sent: byt
     from pydicom.errors import InvalidDicomError
 
     try:
-        check(io.BytesIO(sent))
-        dataset = dcmread(io.BytesIO(sent))
+        dataset = dcmread(Bounded(io.BytesIO(sent)))
     except CatalogError as problem:
         raise Refused(422, problem.problem, about=told.series, remedy=problem.remedy) from None
     except (InvalidDicomError, EOFError, ValueError, KeyError) as problem:

@@ -26,13 +26,12 @@ import yaml
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import PythonModel
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 
 from catalog import VoxloopError, uploads
 from catalog.archive import Archive
 from catalog.labelset import LabelSet
-from catalog.sources import FileVolumes, in_slice_order
+from catalog.sources import FileVolumes, in_slice_order, read_dataset
+from catalog.walk import NotDicom
 from datamodules.plan import Plan
 from serving.errors import ServingError
 from serving.receipt import file_sha256, labels_sha256, segmentation
@@ -220,8 +219,8 @@ class VoxloopModel(PythonModel):  # type: ignore[misc]
 def _headers(folder: str) -> "list[Dataset]":
     headers = []
     for path in sorted(Path(folder).rglob("*")):
-        with suppress(InvalidDicomError, IsADirectoryError):
-            headers.append(dcmread(path, stop_before_pixels=True))
+        with suppress(NotDicom, IsADirectoryError):
+            headers.append(read_dataset(path, pixels=False))
     return in_slice_order([header for header in headers if "Rows" in header], about=folder)
 
 
