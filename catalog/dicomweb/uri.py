@@ -35,7 +35,7 @@ def routes(held: Held) -> list[Route]:
         if kinds and not {"application/dicom", "*/*"} & set(kinds):
             about, remedy = f"contentType={','.join(kinds)[:64]}", f"ask for application/dicom, {', '.join(FORMATS)}"
             raise Refused(406, "not a type that is given", about=about, remedy=remedy)
-        syntax = asked.get("transferSyntax", "*")
+        syntax = asked.get("transferSyntax", "")
         return await single(place, f"application/dicom; transfer-syntax={syntax}", request.headers.get("if-none-match", ""))
 
     return [Route("/wado", answer, methods=["GET"])]

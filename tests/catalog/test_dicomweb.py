@@ -32,6 +32,7 @@ from catalog.testing import serving
 
 pytestmark = pytest.mark.slow
 STORED = "multipart/related; type=application/octet-stream; transfer-syntax=*"
+OBJECTS = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 
 
 class Server(NamedTuple):
@@ -384,14 +385,41 @@ class TestFrames:
 class TestObjects:
     def test_come_as_they_are_stored(self, server: Server) -> None:
         stored = (server.archive.volume_folder / "imported" / "jls.dcm").read_bytes()
-        alone = server.client.get(server.instance("jls"), headers={"Accept": "application/dicom"})
+        alone = server.client.get(server.instance("jls"), headers={"Accept": "application/dicom; transfer-syntax=*"})
         assert alone.content == stored
         assert JPEGLSLossless in alone.headers["content-type"]
-        ((_, body),) = parts(server.client.get(server.instance("jls")))
+        ((_, body),) = parts(server.client.get(server.instance("jls"), headers={"Accept": OBJECTS}))
         assert body == stored
         query = {"requestType": "WADO", "studyUID": "1.2.3", "seriesUID": server.series["jls"]}
-        uri = server.client.get("/wado", params={**query, "objectUID": f"{server.series['jls']}.1"})
-        assert uri.content == stored
+        query |= {"objectUID": f"{server.series['jls']}.1", "transferSyntax": "*"}
+        assert server.client.get("/wado", params=query).content == stored
+
+    @pytest.mark.parametrize("accept", ["", "*/*", "application/dicom", 'multipart/related; type="application/dicom"'])
+    def test_come_in_explicit_vr_little_endian_where_no_syntax_is_named(self, server: Server, accept: str) -> None:
+        query = {"requestType": "WADO", "studyUID": "1.2.3", "seriesUID": server.series["jls"]}
+        query |= {"objectUID": f"{server.series['jls']}.1", "contentType": accept if accept == "application/dicom" else ""}
+        reply = server.client.get(server.instance("jls"), headers={"Accept": accept})
+        assert reply.status_code == 200
+        body = reply.content if accept == "application/dicom" else parts(reply)[0][1]
+        for told in (body, server.client.get("/wado", params=query).content):
+            found = pydicom.dcmread(io.BytesIO(told))
+            assert found.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
+            assert np.array_equal(found.pixel_array, server.pixels["jls"])
+
+    def test_that_cannot_be_decoded_say_how_they_are_to_be_had(self, server: Server) -> None:
+        for path in (server.instance("big"), "/studies/1.2.3"):
+            reply = server.client.get(path)
+            assert (reply.status_code, "transfer-syntax=*" in reply.json()["remedy"]) == (406, True)
+
+    def test_of_video_come_as_they_are_stored(self, tmp_path: Path) -> None:
+        video = image("6.8", "6.8.1", 1)
+        video.PixelData = pydicom.encaps.encapsulate([b"\0\0\1\xba"])
+        video.file_meta.TransferSyntaxUID = pydicom.uid.MPEG2MPML
+        with serving(application(adopted(tmp_path, video, image("6.8", "6.8.2", 1)))) as url:
+            assert [kind.rpartition("=")[2] for kind, _ in parts(httpx.get(f"{url}/studies/6.8"))] == [
+                pydicom.uid.MPEG2MPML,
+                pydicom.uid.ExplicitVRLittleEndian,
+            ]
 
     def test_are_decoded_where_that_is_asked(self, server: Server) -> None:
         explicit = 'multipart/related; type="application/dicom"; transfer-syntax=1.2.840.10008.1.2.1'
@@ -432,7 +460,7 @@ class TestObjects:
             assert httpx.get(f"{path}/frames/1").status_code == httpx.get(f"{path}/rendered").status_code == 404
 
     def test_of_a_study_come_all(self, server: Server) -> None:
-        found = parts(server.client.get("/studies/1.2.3"))
+        found = parts(server.client.get("/studies/1.2.3", headers={"Accept": OBJECTS}))
         assert len(found) == 8
 
     def test_are_never_deleted(self, server: Server) -> None:
@@ -575,8 +603,11 @@ class TestClients:
         assert len(dicomweb.search_for_series("1.2.3")) == 6
         for kind in KINDS:
             uids = "1.2.3", server.series[kind], f"{server.series[kind]}.1"
-            found = dicomweb.retrieve_instance(*uids)
-            assert np.array_equal(found.pixel_array, server.pixels[kind])
+            stored = dicomweb.retrieve_instance(*uids)  # asks for transfer-syntax=*
+            (plain,) = dicomweb.retrieve_series(*uids[:2])  # names none
+            syntaxes = [one.file_meta.TransferSyntaxUID for one in (plain, stored)]
+            assert syntaxes == [pydicom.uid.ExplicitVRLittleEndian, KINDS[kind] or pydicom.uid.ExplicitVRLittleEndian]
+            assert all(np.array_equal(one.pixel_array, server.pixels[kind]) for one in (plain, stored))
             frames = dicomweb.retrieve_instance_frames(*uids, frame_numbers=[2, 3])
             assert frames == [frame.tobytes() for frame in server.pixels[kind][1:]]
             assert pydicom.Dataset.from_json(dicomweb.retrieve_instance_metadata(*uids)).Rows == 48
@@ -634,7 +665,7 @@ class TestHostileClients:
         for _ in range(20):
             connection = socket.create_connection((host, port))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.sendall(b"GET /dicomweb/studies/1.2.3 HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
+            connection.sendall(f"GET /dicomweb/studies/1.2.3 HTTP/1.1\r\nHost: x\r\nAccept: {OBJECTS}\r\n\r\n".encode() * 10)
             lazy.append(connection)
         assert server.client.get(server.instance("native") + "/frames/1").status_code == 200
         for connection in lazy:
