@@ -14,7 +14,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from catalog import _index_schema as schema
-from catalog._index_follow import COLUMNS, LONGEST, take_in
+from catalog._index_follow import COLUMNS, cleaned, take_in
 from catalog._index_schema import ATTRIBUTES, FILES, HEADERS, MODALITIES, STATE
 from catalog._index_search import Search
 from catalog.errors import CatalogError
@@ -145,11 +145,11 @@ class Index:
 
         Of several files of one object the latest good one counts, an earlier one where that has gone.
         """
-        return self._current(FILES.c.SeriesInstanceUID == series_uid[:LONGEST])
+        return self._current(FILES.c.SeriesInstanceUID == cleaned(series_uid))
 
     def instance(self, sop_uid: str) -> Indexed | None:
         """The current object with this SOPInstanceUID."""
-        found = self._current(FILES.c.SOPInstanceUID == sop_uid[:LONGEST])
+        found = self._current(FILES.c.SOPInstanceUID == cleaned(sop_uid))
         return found[0] if found else None
 
     def _current(self, condition: sa.ColumnElement[bool]) -> list[Indexed]:

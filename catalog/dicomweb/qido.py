@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from catalog.dicomweb._accept import asked_for, json_type
-from catalog.dicomweb._held import Held, checked
+from catalog.dicomweb._held import Held, checked, unlisted
 from catalog.dicomweb._links import instance, root
 from catalog.index import ATTRIBUTES, MODALITIES, Level
 from catalog.problem import Refused
@@ -66,6 +66,8 @@ class _Search:
         else:
             search: Callable[..., list[dict[str, Any]]] = index.series if level == "series" else index.instances
             rows = search(asked.match, include=asked.include, limit=limit, offset=asked.offset)
+        if asked.below and not rows and not index.count(level, asked.below):
+            checked(*asked.below.values())
         if len(rows) > MOST:
             asked.warned.append(f"only the first {MOST} are here: ask for more with limit and offset")
         return b"[%b]" % b",".join(_told(rows[:MOST], base))
@@ -77,9 +79,10 @@ class _Asked:
     def __init__(self, level: Level, path: Mapping[str, str], query: Iterable[tuple[str, str]]) -> None:
         self.level, self.warned = level, list[str]()
         self.match: dict[str, str] = {}
+        self.below = {_UIDS[part]: uid for part, uid in path.items()}
         self.limit: int | None = None
         self.offset = 0
-        checked(*path.values())
+        unlisted(*path.values())
         known, wanted, given = attributes(level), list[str](), dict[str, list[str]]()
         for name, value in query:
             given.setdefault(name if name in _CONTROLS else _keyword(name, known, level), []).append(value)
@@ -95,8 +98,7 @@ class _Asked:
                     self.warned.append("fuzzymatching is not supported: the match was literal")
             elif name != "accept":
                 self.match[name] = _one(name, values)
-        for part, uid in path.items():
-            name = _UIDS[part]
+        for name, uid in self.below.items():
             if self.match.get(name, "").strip(" *") and uid not in self.match[name].split(","):
                 self.match["StudyInstanceUID"] = "0"  # none: the path and the query ask for different ones
             else:

@@ -507,6 +507,40 @@ class TestMetadata:
         assert server.client.get(f"{server.instance('native')}/bulkdata?offset=0&length=999999999").status_code == 404
 
 
+class TestIrregularUIDs:
+    """Files come with UIDs that are none (PS3.5 §9.1); what is here is served."""
+
+    def test_are_served_at_every_level(self, tmp_path: Path) -> None:
+        odd, plain = image("1.2.5", "1.2.5.3", 1), image("1.2.5", "1.2.5.4", 1)
+        with pydicom.config.disable_value_validation():
+            odd.SeriesInstanceUID, odd.SOPInstanceUID = "1.2.5..3", "1.2.5.ANON-1"
+            archive = adopted(tmp_path, odd, plain)
+        with serving(application(archive)) as url, httpx.Client(base_url=url) as client:
+            assert len(client.get("/studies/1.2.5/metadata").json()) == 2
+            assert len(parts(client.get("/studies/1.2.5"))) == 2
+            series = "/studies/1.2.5/series/1.2.5..3"
+            assert len(client.get(f"{series}/instances").json()) == len(client.get(f"{series}/metadata").json()) == 1
+            assert client.get(f"{series}/instances?offset=1").json() == []
+            assert client.get(f"{series}/instances/1.2.5.ANON-1/frames/1").status_code == 200
+            assert client.get(f"{series}/instances/1.2.5.ANON-1/rendered").status_code == 200
+            query = {"requestType": "WADO", "studyUID": "1.2.5", "seriesUID": "1.2.5..3", "objectUID": "1.2.5.ANON-1"}
+            assert client.get("/wado", params=query).status_code == 200
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            *("/studies/1..2/metadata", "/studies/1..2/series", "/studies/1..2", "/studies/1.2.3/series/1..2/instances"),
+            *("/studies/1.2.3/series/x/metadata", "/studies/1.2.3/series/1.2.3.1/instances/..%00/frames/1"),
+            *("/studies/1.2.3,9.9/series", "/studies/1.2.3%5C9.9/metadata", "/studies/1.2.3,9.9/metadata", "/studies/*/series"),
+            *("/studies/1.2.*/metadata", "/studies/%201.2.3/series", "/studies/1.2.3/series/'%20OR%201=1--/metadata"),
+            *("/studies/1.2.3/series/..%00/metadata", "/wado?requestType=WADO&studyUID=x&seriesUID=y&objectUID=z"),
+        ],
+    )
+    def test_that_are_not_here_are_refused(self, server: Server, path: str) -> None:
+        reply = server.client.get(path)
+        assert (reply.status_code, reply.json()["title"]) == (400, "not a UID")
+
+
 class TestPictures:
     @pytest.mark.parametrize(("accept", "kind"), [("*/*", "JPEG"), ("image/png", "PNG")])
     def test_show_the_frame_that_is_asked_for(self, server: Server, accept: str, kind: str) -> None:
