@@ -15,13 +15,14 @@ import sqlalchemy as sa
 
 from catalog import _index_schema as schema
 from catalog._index_follow import COLUMNS, cleaned, take_in
+from catalog._index_match import listed
 from catalog._index_schema import ATTRIBUTES, FILES, HEADERS, MODALITIES, STATE
 from catalog._index_search import Search
 from catalog.errors import CatalogError
 from catalog.files import Key, exists, is_url
 from catalog.table import Table
 
-__all__ = ["ATTRIBUTES", "MODALITIES", "Index", "Indexed", "Level"]
+__all__ = ["ATTRIBUTES", "MODALITIES", "Index", "Indexed", "Level", "listed"]
 
 Level = Literal["studies", "series", "instances"]
 _LOCK = 0x766F78  # of Postgres' advisory locks; any number that nobody else uses

@@ -175,6 +175,17 @@ class TestSearches:
         assert reply.status_code == 200
         assert len(reply.json()) == found
 
+    @pytest.mark.parametrize("asked", ["1.2.3,9.9", "9.9%5C1.2.3", "9.9,%201.2.3", "1.2.3", "*", ""])
+    def test_the_study_of_the_path_may_be_named_again(self, server: Server, asked: str) -> None:
+        assert len(server.client.get(f"/studies/1.2.3/series?StudyInstanceUID={asked}").json()) == 6
+        assert server.client.get("/studies/1.2.3/series?StudyInstanceUID=9.9%5C9.8").json() == []
+
+    @pytest.mark.parametrize("name", ["AvailableTransferSyntaxUID", "00083002", "TransferSyntaxUID"])
+    def test_objects_are_found_by_how_they_are_stored(self, server: Server, name: str) -> None:
+        (found,) = server.client.get(f"/instances?{name}={JPEGLSLossless}").json()
+        assert found["00083002"] == {"vr": "UI", "Value": [JPEGLSLossless]}
+        assert "warning" not in server.client.get(f"/instances?includefield={name}").headers
+
     def test_what_is_told_of_a_study(self, server: Server) -> None:
         (study,) = server.client.get("/studies").json()
         assert study["0020000D"] == {"vr": "UI", "Value": ["1.2.3"]}
