@@ -166,6 +166,7 @@ class TestSearches:
             ("StudyInstanceUID=1.2.3,9.9", 1),
             ("StudyInstanceUID=1.2.3&StudyInstanceUID=9.9", 1),
             ("StudyDescription=Ch?st", 1),
+            ("StudyDescription=ch*", 0),
             ("limit=0", 0),
             ("offset=1", 0),
         ],
