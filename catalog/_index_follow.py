@@ -33,7 +33,7 @@ from catalog._index_schema import (
 )
 from catalog.schemas import TYPED
 
-__all__ = ["COLUMNS", "LONGEST", "folded", "insert", "take_in"]
+__all__ = ["COLUMNS", "LONGEST", "cleaned", "folded", "insert", "take_in"]
 
 _BATCH = 10_000
 """Rows taken in at once: what a follow holds in memory, whatever it has to catch up with."""
@@ -98,6 +98,11 @@ def folded(name: str, *, pattern: bool = False) -> str:
     return text if pattern and text.endswith("*") else f"{text.rstrip('^ ')}^"
 
 
+def cleaned(value: str) -> str:
+    """A text as it is in the index: without NUL, which Postgres does not take, and not too long for an index of it."""
+    return value.replace("\0", "")[:LONGEST]
+
+
 def _stage(connection: sa.Connection, batch: pa.RecordBatch, known: set[bytes]) -> int:
     """The rows of a batch into INCOMING, one a path, and their headers into HEADERS; how many rows."""
     headers: dict[bytes, _Row] = {}
@@ -122,7 +127,7 @@ def _stage(connection: sa.Connection, batch: pa.RecordBatch, known: set[bytes]) 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[tuple[_Row, _Row]]:
     """Each row as FILES has it, and its header."""
-    lists = _cleaned(batch)
+    lists = _lists(batch)
     keys = zip(*(lists[name] for name in _KEY), strict=True)
     files = zip(*(lists[name] for name in FILE_ATTRIBUTES), strict=True)
     headers = zip(*(lists[name] for name in HEADER_ATTRIBUTES), strict=True)
@@ -134,9 +139,8 @@ def _rows(batch: pa.RecordBatch) -> Iterator[tuple[_Row, _Row]]:
         yield (key, path, *order, usable, digest, *(file if usable else nothing)), header
 
 
-def _cleaned(batch: pa.RecordBatch) -> dict[str, list[Any]]:
-    """The columns as lists; times in µs since 1970; texts, but for the path, without NUL, which Postgres does not take, and
-    not too long for an index."""
+def _lists(batch: pa.RecordBatch) -> dict[str, list[Any]]:
+    """The columns as lists; times in µs since 1970; texts, but for the path, as ``cleaned``."""
     lists = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if name == "meta":
@@ -148,7 +152,7 @@ def _cleaned(batch: pa.RecordBatch) -> dict[str, list[Any]]:
         lists[name] = column.to_pylist()
     for row, names in _names_of_several_groups(batch["meta"]):
         for name, value in names.items():
-            lists[name][row] = value.replace("\0", "")[:LONGEST]
+            lists[name][row] = cleaned(value)
     return lists
 
 

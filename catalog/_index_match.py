@@ -10,7 +10,7 @@ from catalog._index_follow import LONGEST, folded
 from catalog._index_schema import GROUPS, MODALITIES, PERSONS, SERIES, STUDIES
 from catalog.errors import CatalogError
 
-__all__ = ["condition"]
+__all__ = ["condition", "listed"]
 
 _Column = sa.ColumnElement[Any]
 _Condition = sa.ColumnElement[bool]
@@ -68,18 +68,18 @@ def _text(_: str, column: _Column, value: str) -> _Condition:
 
 def _modality(name: str, column: _Column, value: str) -> _Condition | None:
     """One of a list, as of UIDs; a study has those of its series."""
-    listed = list(dict.fromkeys(filter(None, _listed(value))))
-    if len(listed) > _MOST_MODALITIES:
+    wanted = list(dict.fromkeys(filter(None, listed(value))))
+    if len(wanted) > _MOST_MODALITIES:
         raise CatalogError("too many modalities", about=name, remedy=f"give {_MOST_MODALITIES} at most")
-    if not all(one.strip("*") for one in listed):
+    if not all(one.strip("*") for one in wanted):
         return None
     if name == "Modality":
-        return sa.or_(sa.false(), *(_text(name, column, one) for one in listed))
+        return sa.or_(sa.false(), *(_text(name, column, one) for one in wanted))
     of_study = _OF_STUDY.c.StudyInstanceUID == STUDIES.c.StudyInstanceUID
-    return sa.exists().where(of_study, sa.or_(sa.false(), *(_text(name, _OF_STUDY.c.Modality, one) for one in listed)))
+    return sa.exists().where(of_study, sa.or_(sa.false(), *(_text(name, _OF_STUDY.c.Modality, one) for one in wanted)))
 
 
-def _listed(value: str) -> list[str]:
+def listed(value: str) -> list[str]:
     """The values of a list, by comma (PS3.18 §8.3.4.1) or backslash (§C.2.2.2.2)."""
     return [one.strip(" ") for one in re.split(r"[,\\]", value)]
 
@@ -104,7 +104,7 @@ def _folded(name: str, pattern: str, sqlite: bool) -> _Condition:
 
 def _uid(name: str, column: _Column, value: str) -> _Condition:
     """One of a list."""
-    uids = [uid[:LONGEST] for uid in _listed(value)]
+    uids = [uid[:LONGEST] for uid in listed(value)]
     if len(uids) > _MOST_UIDS:
         raise CatalogError("too many UIDs", about=name, remedy=f"give {_MOST_UIDS} at most")
     if "*" in value or "?" in value:

@@ -14,14 +14,15 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from catalog import _index_schema as schema
-from catalog._index_follow import COLUMNS, LONGEST, take_in
+from catalog._index_follow import COLUMNS, cleaned, take_in
+from catalog._index_match import listed
 from catalog._index_schema import ATTRIBUTES, FILES, HEADERS, MODALITIES, STATE
 from catalog._index_search import Search
 from catalog.errors import CatalogError
 from catalog.files import Key, exists, is_url
 from catalog.table import Table
 
-__all__ = ["ATTRIBUTES", "MODALITIES", "Index", "Indexed", "Level"]
+__all__ = ["ATTRIBUTES", "MODALITIES", "Index", "Indexed", "Level", "listed"]
 
 Level = Literal["studies", "series", "instances"]
 _LOCK = 0x766F78  # of Postgres' advisory locks; any number that nobody else uses
@@ -145,11 +146,11 @@ class Index:
 
         Of several files of one object the latest good one counts, an earlier one where that has gone.
         """
-        return self._current(FILES.c.SeriesInstanceUID == series_uid[:LONGEST])
+        return self._current(FILES.c.SeriesInstanceUID == cleaned(series_uid))
 
     def instance(self, sop_uid: str) -> Indexed | None:
         """The current object with this SOPInstanceUID."""
-        found = self._current(FILES.c.SOPInstanceUID == sop_uid[:LONGEST])
+        found = self._current(FILES.c.SOPInstanceUID == cleaned(sop_uid))
         return found[0] if found else None
 
     def _current(self, condition: sa.ColumnElement[bool]) -> list[Indexed]:

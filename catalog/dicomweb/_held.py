@@ -4,6 +4,7 @@ It is remembered by series, and asked for again once the catalog has a new versi
 """
 
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +20,10 @@ from catalog.rows import SeriesRows
 if TYPE_CHECKING:
     from catalog.archive import Archive
 
-__all__ = ["Held", "Place", "checked"]
+__all__ = ["Held", "Place", "checked", "unlisted"]
 
 _SERIES = 256  # remembered
+_LISTED = re.compile(r"[,\\*?\s\0]")
 _KEY = ("path", "modificationTime", "length", "ingested_at")
 _PLACES = ("pixel_offset", "pixel_length", "frame_offsets", "frame_lengths")
 
@@ -35,10 +37,17 @@ class Place:
 
 
 def checked(*uids: str) -> None:
-    """Refuse what is no UID."""
+    """Refuse what is no UID: what the index does not have, for a file may break the rules and is served all the same."""
     for uid in uids:
         if not is_uid(uid):
             raise Refused(400, "not a UID", about=uid[:64], remedy="a UID is digits and dots, 64 characters at most")
+
+
+def unlisted(*uids: str) -> None:
+    """Refuse what a search would take for several UIDs."""
+    for uid in uids:
+        if _LISTED.search(uid):
+            checked(uid)
 
 
 class Held:
@@ -108,10 +117,11 @@ class Held:
 
     def of_study(self, study: str) -> list[Place]:
         """All objects of a study, series by series; 404 where it is unknown."""
-        checked(study)
+        unlisted(study)
         self.follow()
         found = self.archive.index.series({"StudyInstanceUID": study})
         if not found:
+            checked(study)
             raise Refused(404, "no such study", about=study)
         return [place for row in found for place in self.series(study, row["SeriesInstanceUID"]).values()]
 
@@ -130,7 +140,7 @@ class Held:
         return found
 
     def _looked_up(self, series: str, version: int) -> tuple[int, Sequence[Indexed], Mapping[str, Place]]:
-        objects = self.archive.index.files(series) if is_uid(series) else []
+        objects = self.archive.index.files(series)
         kept = self._series.pop(series, None)
         if kept is not None and kept[1] == objects:
             places = kept[2]

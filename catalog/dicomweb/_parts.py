@@ -1,5 +1,6 @@
 """The parts of a request's body, each written to a file of its own as it comes: none is ever held in memory."""
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,10 @@ from python_multipart.multipart import MultipartParser
 from catalog.problem import Refused
 
 __all__ = ["Part", "Parts"]
+
+_NOTHING = b"\r\n"
+_LONGEST_LINE = 256
+"""Bytes of a boundary, the blanks after it and its line's end, that may come in several pieces."""
 
 
 @dataclass
@@ -36,9 +41,11 @@ class Parts:
         self._file: BinaryIO | None = None
         self._ended = boundary is None
         self._parser: MultipartParser | None = None
+        self._preamble: bytes | None = _NOTHING  # what may still be one, as if after a line's end; None once a part has begun
         if boundary is None:
             self._begin()
             return
+        self._first = re.compile(rb"\r\n(--%b)[ \t]*(?=\r\n|--)" % re.escape(boundary))
         callbacks = {"on_part_begin": self._begin, "on_part_data": self._data, "on_part_end": self._close, "on_end": self._end}
         try:
             self._parser = MultipartParser(boundary, callbacks, max_header_count=32)  # type: ignore[arg-type]
@@ -51,14 +58,27 @@ class Parts:
             self._data(data, 0, len(data))
             return
         try:
-            self._parser.write(data)
+            self._parser.write(self._after_preamble(data))
         except FormParserError as problem:
-            remedy = "send multipart/related as RFC 2046 has it, with the boundary that the Content-Type names"
-            raise Refused(400, f"the multipart body is malformed: {problem}", remedy=remedy) from None
+            raise _malformed(str(problem)) from None
+
+    def _after_preamble(self, data: bytes) -> bytes:
+        """``data`` from the first boundary on, which the parser takes at the beginning and without blanks after it."""
+        if self._preamble is None:
+            return data
+        held = self._preamble + data
+        found = self._first.search(held)
+        if found is None:
+            self._preamble = held[-_LONGEST_LINE:]
+            return b""
+        self._preamble = None
+        return found[1] + held[found.end() :]
 
     def finish(self) -> list[Part]:
         """The parts, once the body has come."""
         self.close()
+        if self._preamble not in (None, _NOTHING):
+            raise _malformed("the boundary is not in it")
         if not self._ended:
             remedy = "send it again: nothing of it was stored"
             raise Refused(400, "the multipart body ends before its closing boundary", remedy=remedy)
@@ -109,3 +129,8 @@ class Parts:
 
     def _end(self) -> None:
         self._ended = True
+
+
+def _malformed(why: str) -> Refused:
+    remedy = "send multipart/related as RFC 2046 has it, with the boundary that the Content-Type names"
+    return Refused(400, f"the multipart body is malformed: {why}", remedy=remedy)

@@ -11,9 +11,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from catalog.dicomweb._accept import asked_for, json_type
-from catalog.dicomweb._held import Held, checked
+from catalog.dicomweb._held import Held, checked, unlisted
 from catalog.dicomweb._links import instance, root
-from catalog.index import ATTRIBUTES, MODALITIES, Level
+from catalog.index import ATTRIBUTES, MODALITIES, Level, listed
 from catalog.problem import Refused
 
 __all__ = ["MOST", "attributes", "routes"]
@@ -23,6 +23,9 @@ MOST = 50_000
 
 _LEVELS: tuple[Level, ...] = ("studies", "series", "instances")
 _UIDS = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
+_AVAILABLE = "AvailableTransferSyntaxUID"
+"""As what TransferSyntaxUID is told, and may be asked for: group 2 is no part of an answer."""
+
 _CONTROLS = ("includefield", "limit", "offset", "fuzzymatching", "accept")
 
 
@@ -66,6 +69,8 @@ class _Search:
         else:
             search: Callable[..., list[dict[str, Any]]] = index.series if level == "series" else index.instances
             rows = search(asked.match, include=asked.include, limit=limit, offset=asked.offset)
+        if asked.below and not rows and not index.count(level, asked.below):
+            checked(*asked.below.values())
         if len(rows) > MOST:
             asked.warned.append(f"only the first {MOST} are here: ask for more with limit and offset")
         return b"[%b]" % b",".join(_told(rows[:MOST], base))
@@ -77,9 +82,10 @@ class _Asked:
     def __init__(self, level: Level, path: Mapping[str, str], query: Iterable[tuple[str, str]]) -> None:
         self.level, self.warned = level, list[str]()
         self.match: dict[str, str] = {}
+        self.below = {_UIDS[part]: uid for part, uid in path.items()}
         self.limit: int | None = None
         self.offset = 0
-        checked(*path.values())
+        unlisted(*path.values())
         known, wanted, given = attributes(level), list[str](), dict[str, list[str]]()
         for name, value in query:
             given.setdefault(name if name in _CONTROLS else _keyword(name, known, level), []).append(value)
@@ -95,9 +101,8 @@ class _Asked:
                     self.warned.append("fuzzymatching is not supported: the match was literal")
             elif name != "accept":
                 self.match[name] = _one(name, values)
-        for part, uid in path.items():
-            name = _UIDS[part]
-            if self.match.get(name, "").strip(" *") and uid not in self.match[name].split(","):
+        for name, uid in self.below.items():
+            if self.match.get(name, "").strip(" *") and uid not in listed(self.match[name]):
                 self.match["StudyInstanceUID"] = "0"  # none: the path and the query ask for different ones
             else:
                 self.match[name] = uid
@@ -128,7 +133,9 @@ def _named(name: str) -> str:
     from pydicom.datadict import keyword_for_tag, tag_for_keyword
 
     if len(name) == 8 and all(letter in "0123456789abcdefABCDEF" for letter in name):
-        return str(keyword_for_tag(int(name, 16)))
+        name = str(keyword_for_tag(int(name, 16)))
+    if name == _AVAILABLE:
+        return "TransferSyntaxUID"
     return name if tag_for_keyword(name) is not None else ""
 
 
@@ -193,7 +200,5 @@ def _element(keyword: str) -> tuple[str, str]:
     """(tag as in DICOM JSON, VR)."""
     from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-    if keyword == "TransferSyntaxUID":
-        return "00083002", "UI"  # Available Transfer Syntax UID: group 2 is no part of an answer
-    tag = cast(int, tag_for_keyword(keyword))
+    tag = cast(int, tag_for_keyword(_AVAILABLE if keyword == "TransferSyntaxUID" else keyword))
     return f"{tag:08X}", str(dictionary_VR(tag))

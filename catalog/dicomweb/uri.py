@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from catalog.dicomweb._held import Held, checked
+from catalog.dicomweb._held import Held
 from catalog.dicomweb.rendered import FORMATS, picture
 from catalog.dicomweb.wado import single
 from catalog.problem import Refused
@@ -26,7 +26,7 @@ def routes(held: Held) -> list[Route]:
 
     async def answer(request: Request) -> Response:
         asked = request.query_params
-        place = await run_in_threadpool(held.place, *_checked(asked))
+        place = await run_in_threadpool(held.place, *_uids(asked))
         kinds = [one.partition(";")[0].strip() for one in asked.get("contentType", "").split(",") if one.strip()]
         shown = next((kind for kind in kinds if kind in FORMATS), None)
         if shown:
@@ -35,13 +35,13 @@ def routes(held: Held) -> list[Route]:
         if kinds and not {"application/dicom", "*/*"} & set(kinds):
             about, remedy = f"contentType={','.join(kinds)[:64]}", f"ask for application/dicom, {', '.join(FORMATS)}"
             raise Refused(406, "not a type that is given", about=about, remedy=remedy)
-        syntax = asked.get("transferSyntax", "*")
+        syntax = asked.get("transferSyntax", "")
         return await single(place, f"application/dicom; transfer-syntax={syntax}", request.headers.get("if-none-match", ""))
 
     return [Route("/wado", answer, methods=["GET"])]
 
 
-def _checked(asked: Mapping[str, str]) -> list[str]:
+def _uids(asked: Mapping[str, str]) -> list[str]:
     unknown = [name for name in asked if name not in PARAMETERS]
     if unknown:
         raise Refused(400, "not a parameter of it", about=unknown[0][:64], remedy=f"there are {', '.join(PARAMETERS)}")
@@ -50,9 +50,7 @@ def _checked(asked: Mapping[str, str]) -> list[str]:
     lacking = [name for name in _UIDS if not asked.get(name)]
     if lacking:
         raise Refused(400, "missing", about=", ".join(lacking), remedy="name study, series and object")
-    uids = [asked[name] for name in _UIDS]
-    checked(*uids)
-    return uids
+    return [asked[name] for name in _UIDS]
 
 
 def _parameters(asked: Mapping[str, str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ import gzip
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from catalog.deflated import DEFLATED, check, inflated
 from catalog.dicomweb import _files
-from catalog.dicomweb._accept import EXPLICIT, accepted, asked_for, boundary, json_type
+from catalog.dicomweb._accept import EXPLICIT, accepted, asked_for, boundary, json_type, media_type
 from catalog.dicomweb._held import Held, Place
 from catalog.dicomweb._links import instance, root
 from catalog.dicomweb.frames import IMMUTABLE, Frames
@@ -60,20 +60,20 @@ class _Service:
         """The files: multipart/related of application/dicom, or a single instance's as it is."""
         places = await run_in_threadpool(self._places, request)
         accept, one = asked_for(request), len(places) == 1 and "sop" in request.path_params
-        whole, decode = _offered(accept, places, one)
+        whole, decoded = _offered(accept, places, one)
         if not whole:
             return await single(places[0], accept, request.headers.get("if-none-match", ""))
-        told = _etag(places, accept)
+        told = _etag(places, accept, *sorted(decoded))
         if told in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers={"ETag": told})
         headers = {"ETag": told, "Cache-Control": IMMUTABLE if one else "private, no-cache", "Vary": "Accept"}
         for place in places:
             await _files.read(place.object, 0, 0)  # refused now if it has gone: later the answer would break off
-        for place in {place.object.syntax: place for place in places if decode}.values():
+        for place in {place.object.syntax: place for place in places if place.object.syntax in decoded}.values():
             await run_in_threadpool(_decompressed, place)  # and so if there is no codec
         mark = boundary()
         kind = f'multipart/related; type="application/dicom"; boundary={mark}'
-        return StreamingResponse(_parts(places, decode, mark), headers=headers, media_type=kind)
+        return StreamingResponse(_parts(places, decoded, mark), headers=headers, media_type=kind)
 
     async def metadata(self, request: Request) -> Response:
         """The headers as DICOM JSON, without group 2, bulk data by URL."""
@@ -154,17 +154,17 @@ _AS_TOLD = "ask as the metadata's BulkDataURI does"
 
 async def single(place: Place, accept: str, known: str) -> Response:
     """One object as a file, in the transfer syntax of ``accept``; nothing new where the client knows it by its ETag."""
-    found, (_, decode) = place.object, _offered(accept, [place], True)
-    told = _etag([place], accept)
+    found, (_, decoded) = place.object, _offered(accept, [place], True)
+    told = _etag([place], accept, *decoded)
     headers = {"ETag": told, "Cache-Control": IMMUTABLE, "Vary": "Accept"}
     if told in known:
         return Response(status_code=304, headers=headers)
     await _files.read(found, 0, 0)
-    if decode and found.syntax != EXPLICIT:
+    if found.syntax in decoded:
         body = await run_in_threadpool(_decompressed, place)
-        return Response(body, headers=headers, media_type=_type(place, decode))
+        return Response(body, headers=headers, media_type=_type(place, decoded))
     length = {"Content-Length": str(found.length)}
-    return StreamingResponse(_files.stream(found), headers=headers | length, media_type=_type(place, decode))
+    return StreamingResponse(_files.stream(found), headers=headers | length, media_type=_type(place, decoded))
 
 
 def _one(place: Place, row: Any, base: str) -> bytes:
@@ -196,27 +196,34 @@ def _etag(places: Sequence[Place], *more: str) -> str:
     return f'"{digest.hexdigest()}"'
 
 
-def _offered(accept: str, places: Sequence[Place], one: bool) -> tuple[bool, bool]:
-    """(multipart, decoded to explicit VR little endian); Refused (406)."""
-    syntaxes = {place.object.syntax for place in places}
+def _offered(accept: str, places: Sequence[Place], one: bool) -> tuple[bool, frozenset[str]]:
+    """(multipart, the transfer syntaxes that are decoded to explicit VR little endian); Refused (406).
+
+    Where the client names none it is to be that one (PS3.18 §8.7.3), but for video, of which there is only the lossy form.
+    """
+    syntaxes = frozenset(place.object.syntax for place in places)
     for each in accepted(accept):
         if not each.takes("application/dicom") or not (each.multipart or each.type == "*/*" or one):
             continue
         whole = each.multipart or not (one and each.type != "*/*")
-        if each.syntax in ("", "*") or syntaxes == {each.syntax}:
-            return whole, False
+        if each.syntax == "*" or syntaxes == {each.syntax}:
+            return whole, frozenset()
         if each.syntax == EXPLICIT:
-            return whole, True
+            return whole, syntaxes - {EXPLICIT}
+        if not each.syntax:
+            video = {syntax for syntax in syntaxes if media_type(syntax).startswith("video/")}
+            return whole, syntaxes - {EXPLICIT} - video
     remedy = 'accept multipart/related; type="application/dicom"; transfer-syntax=*' + (", or application/dicom" if one else "")
     raise Refused(406, "objects are not to be had so", about=f"Accept: {accept[:200]}", remedy=remedy)
 
 
-def _type(place: Place, decode: bool) -> str:
-    return f"application/dicom; transfer-syntax={EXPLICIT if decode else place.object.syntax or EXPLICIT}"
+def _type(place: Place, decoded: Collection[str]) -> str:
+    stored = place.object.syntax
+    return f"application/dicom; transfer-syntax={EXPLICIT if stored in decoded or not stored else stored}"
 
 
-async def _content(place: Place, decode: bool) -> AsyncIterator[bytes]:
-    if decode and place.object.syntax != EXPLICIT:
+async def _content(place: Place, decoded: Collection[str]) -> AsyncIterator[bytes]:
+    if place.object.syntax in decoded:
         yield await run_in_threadpool(_decompressed, place)
         return
     async for piece in _files.stream(place.object):
@@ -234,10 +241,10 @@ async def _one_part(kind: str, pieces: AsyncIterator[bytes], mark: str) -> Async
     yield f"\r\n--{mark}--\r\n".encode()
 
 
-async def _parts(places: Sequence[Place], decode: bool, mark: str) -> AsyncIterator[bytes]:
+async def _parts(places: Sequence[Place], decoded: Collection[str], mark: str) -> AsyncIterator[bytes]:
     for place in places:
-        yield f"--{mark}\r\nContent-Type: {_type(place, decode)}\r\n\r\n".encode()
-        async for piece in _content(place, decode):
+        yield f"--{mark}\r\nContent-Type: {_type(place, decoded)}\r\n\r\n".encode()
+        async for piece in _content(place, decoded):
             yield piece
         yield b"\r\n"
     yield f"--{mark}--\r\n".encode()

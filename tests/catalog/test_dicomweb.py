@@ -32,6 +32,7 @@ from catalog.testing import serving
 
 pytestmark = pytest.mark.slow
 STORED = "multipart/related; type=application/octet-stream; transfer-syntax=*"
+OBJECTS = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 
 
 class Server(NamedTuple):
@@ -165,6 +166,7 @@ class TestSearches:
             ("StudyInstanceUID=1.2.3,9.9", 1),
             ("StudyInstanceUID=1.2.3&StudyInstanceUID=9.9", 1),
             ("StudyDescription=Ch?st", 1),
+            ("StudyDescription=ch*", 0),
             ("limit=0", 0),
             ("offset=1", 0),
         ],
@@ -173,6 +175,17 @@ class TestSearches:
         reply = server.client.get(f"/studies?{query}")
         assert reply.status_code == 200
         assert len(reply.json()) == found
+
+    @pytest.mark.parametrize("asked", ["1.2.3,9.9", "9.9%5C1.2.3", "9.9,%201.2.3", "1.2.3", "*", ""])
+    def test_the_study_of_the_path_may_be_named_again(self, server: Server, asked: str) -> None:
+        assert len(server.client.get(f"/studies/1.2.3/series?StudyInstanceUID={asked}").json()) == 6
+        assert server.client.get("/studies/1.2.3/series?StudyInstanceUID=9.9%5C9.8").json() == []
+
+    @pytest.mark.parametrize("name", ["AvailableTransferSyntaxUID", "00083002", "TransferSyntaxUID"])
+    def test_objects_are_found_by_how_they_are_stored(self, server: Server, name: str) -> None:
+        (found,) = server.client.get(f"/instances?{name}={JPEGLSLossless}").json()
+        assert found["00083002"] == {"vr": "UI", "Value": [JPEGLSLossless]}
+        assert "warning" not in server.client.get(f"/instances?includefield={name}").headers
 
     def test_what_is_told_of_a_study(self, server: Server) -> None:
         (study,) = server.client.get("/studies").json()
@@ -384,14 +397,41 @@ class TestFrames:
 class TestObjects:
     def test_come_as_they_are_stored(self, server: Server) -> None:
         stored = (server.archive.volume_folder / "imported" / "jls.dcm").read_bytes()
-        alone = server.client.get(server.instance("jls"), headers={"Accept": "application/dicom"})
+        alone = server.client.get(server.instance("jls"), headers={"Accept": "application/dicom; transfer-syntax=*"})
         assert alone.content == stored
         assert JPEGLSLossless in alone.headers["content-type"]
-        ((_, body),) = parts(server.client.get(server.instance("jls")))
+        ((_, body),) = parts(server.client.get(server.instance("jls"), headers={"Accept": OBJECTS}))
         assert body == stored
         query = {"requestType": "WADO", "studyUID": "1.2.3", "seriesUID": server.series["jls"]}
-        uri = server.client.get("/wado", params={**query, "objectUID": f"{server.series['jls']}.1"})
-        assert uri.content == stored
+        query |= {"objectUID": f"{server.series['jls']}.1", "transferSyntax": "*"}
+        assert server.client.get("/wado", params=query).content == stored
+
+    @pytest.mark.parametrize("accept", ["", "*/*", "application/dicom", 'multipart/related; type="application/dicom"'])
+    def test_come_in_explicit_vr_little_endian_where_no_syntax_is_named(self, server: Server, accept: str) -> None:
+        query = {"requestType": "WADO", "studyUID": "1.2.3", "seriesUID": server.series["jls"]}
+        query |= {"objectUID": f"{server.series['jls']}.1", "contentType": accept if accept == "application/dicom" else ""}
+        reply = server.client.get(server.instance("jls"), headers={"Accept": accept})
+        assert reply.status_code == 200
+        body = reply.content if accept == "application/dicom" else parts(reply)[0][1]
+        for told in (body, server.client.get("/wado", params=query).content):
+            found = pydicom.dcmread(io.BytesIO(told))
+            assert found.file_meta.TransferSyntaxUID == pydicom.uid.ExplicitVRLittleEndian
+            assert np.array_equal(found.pixel_array, server.pixels["jls"])
+
+    def test_that_cannot_be_decoded_say_how_they_are_to_be_had(self, server: Server) -> None:
+        for path in (server.instance("big"), "/studies/1.2.3"):
+            reply = server.client.get(path)
+            assert (reply.status_code, "transfer-syntax=*" in reply.json()["remedy"]) == (406, True)
+
+    def test_of_video_come_as_they_are_stored(self, tmp_path: Path) -> None:
+        video = image("6.8", "6.8.1", 1)
+        video.PixelData = pydicom.encaps.encapsulate([b"\0\0\1\xba"])
+        video.file_meta.TransferSyntaxUID = pydicom.uid.MPEG2MPML
+        with serving(application(adopted(tmp_path, video, image("6.8", "6.8.2", 1)))) as url:
+            assert [kind.rpartition("=")[2] for kind, _ in parts(httpx.get(f"{url}/studies/6.8"))] == [
+                pydicom.uid.MPEG2MPML,
+                pydicom.uid.ExplicitVRLittleEndian,
+            ]
 
     def test_are_decoded_where_that_is_asked(self, server: Server) -> None:
         explicit = 'multipart/related; type="application/dicom"; transfer-syntax=1.2.840.10008.1.2.1'
@@ -432,7 +472,7 @@ class TestObjects:
             assert httpx.get(f"{path}/frames/1").status_code == httpx.get(f"{path}/rendered").status_code == 404
 
     def test_of_a_study_come_all(self, server: Server) -> None:
-        found = parts(server.client.get("/studies/1.2.3"))
+        found = parts(server.client.get("/studies/1.2.3", headers={"Accept": OBJECTS}))
         assert len(found) == 8
 
     def test_are_never_deleted(self, server: Server) -> None:
@@ -477,6 +517,40 @@ class TestMetadata:
     def test_bulk_data_is_asked_for_by_numbers(self, server: Server, query: str) -> None:
         assert server.client.get(f"{server.instance('native')}/bulkdata?{query}").status_code == 400
         assert server.client.get(f"{server.instance('native')}/bulkdata?offset=0&length=999999999").status_code == 404
+
+
+class TestIrregularUIDs:
+    """Files come with UIDs that are none (PS3.5 §9.1); what is here is served."""
+
+    def test_are_served_at_every_level(self, tmp_path: Path) -> None:
+        odd, plain = image("1.2.5", "1.2.5.3", 1), image("1.2.5", "1.2.5.4", 1)
+        with pydicom.config.disable_value_validation():
+            odd.SeriesInstanceUID, odd.SOPInstanceUID = "1.2.5..3", "1.2.5.ANON-1"
+            archive = adopted(tmp_path, odd, plain)
+        with serving(application(archive)) as url, httpx.Client(base_url=url) as client:
+            assert len(client.get("/studies/1.2.5/metadata").json()) == 2
+            assert len(parts(client.get("/studies/1.2.5"))) == 2
+            series = "/studies/1.2.5/series/1.2.5..3"
+            assert len(client.get(f"{series}/instances").json()) == len(client.get(f"{series}/metadata").json()) == 1
+            assert client.get(f"{series}/instances?offset=1").json() == []
+            assert client.get(f"{series}/instances/1.2.5.ANON-1/frames/1").status_code == 200
+            assert client.get(f"{series}/instances/1.2.5.ANON-1/rendered").status_code == 200
+            query = {"requestType": "WADO", "studyUID": "1.2.5", "seriesUID": "1.2.5..3", "objectUID": "1.2.5.ANON-1"}
+            assert client.get("/wado", params=query).status_code == 200
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            *("/studies/1..2/metadata", "/studies/1..2/series", "/studies/1..2", "/studies/1.2.3/series/1..2/instances"),
+            *("/studies/1.2.3/series/x/metadata", "/studies/1.2.3/series/1.2.3.1/instances/..%00/frames/1"),
+            *("/studies/1.2.3,9.9/series", "/studies/1.2.3%5C9.9/metadata", "/studies/1.2.3,9.9/metadata", "/studies/*/series"),
+            *("/studies/1.2.*/metadata", "/studies/%201.2.3/series", "/studies/1.2.3/series/'%20OR%201=1--/metadata"),
+            *("/studies/1.2.3/series/..%00/metadata", "/wado?requestType=WADO&studyUID=x&seriesUID=y&objectUID=z"),
+        ],
+    )
+    def test_that_are_not_here_are_refused(self, server: Server, path: str) -> None:
+        reply = server.client.get(path)
+        assert (reply.status_code, reply.json()["title"]) == (400, "not a UID")
 
 
 class TestPictures:
@@ -575,8 +649,11 @@ class TestClients:
         assert len(dicomweb.search_for_series("1.2.3")) == 6
         for kind in KINDS:
             uids = "1.2.3", server.series[kind], f"{server.series[kind]}.1"
-            found = dicomweb.retrieve_instance(*uids)
-            assert np.array_equal(found.pixel_array, server.pixels[kind])
+            stored = dicomweb.retrieve_instance(*uids)  # asks for transfer-syntax=*
+            (plain,) = dicomweb.retrieve_series(*uids[:2])  # names none
+            syntaxes = [one.file_meta.TransferSyntaxUID for one in (plain, stored)]
+            assert syntaxes == [pydicom.uid.ExplicitVRLittleEndian, KINDS[kind] or pydicom.uid.ExplicitVRLittleEndian]
+            assert all(np.array_equal(one.pixel_array, server.pixels[kind]) for one in (plain, stored))
             frames = dicomweb.retrieve_instance_frames(*uids, frame_numbers=[2, 3])
             assert frames == [frame.tobytes() for frame in server.pixels[kind][1:]]
             assert pydicom.Dataset.from_json(dicomweb.retrieve_instance_metadata(*uids)).Rows == 48
@@ -634,7 +711,7 @@ class TestHostileClients:
         for _ in range(20):
             connection = socket.create_connection((host, port))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.sendall(b"GET /dicomweb/studies/1.2.3 HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
+            connection.sendall(f"GET /dicomweb/studies/1.2.3 HTTP/1.1\r\nHost: x\r\nAccept: {OBJECTS}\r\n\r\n".encode() * 10)
             lazy.append(connection)
         assert server.client.get(server.instance("native") + "/frames/1").status_code == 200
         for connection in lazy:

@@ -420,6 +420,7 @@ class IndexTests:
         assert index.count("instances") == 3
         assert [found.path for found in index.files(long)] == ["/b"]
         assert index.instance(long) == index.files(long)[0]
+        assert index.files("1\0") == [] and index.instance("\0") is None
         assert index.count("instances", {"SOPInstanceUID": long, "PatientID": long, "PatientName": f"{long[:99]}*"}) == 1
         assert index.count("instances", {"PatientID": "P1"}) == 2
 

@@ -294,6 +294,29 @@ def test_multiparts_are_written_in_many_ways(
     assert [path.read_bytes() for path in files(archive)] == [one]
 
 
+@pytest.mark.parametrize(
+    "preamble", [b"", b"\r\n", b"This is a multipart message.\r\n", b"--XY\r\n--X\r\n" * 99, b"text--XX\r\n\r\n"]
+)
+@pytest.mark.parametrize("blanks", [b"", b" \t"])
+def test_a_preamble_and_blanks_after_a_boundary_are_no_content(preamble: bytes, blanks: bytes, tmp_path: Path) -> None:
+    sent = [b"a", b"\r\n--XX-\r\n", b"--XX"]
+    whole = preamble + body(sent, b"").replace(b"--XX\r\n\r\n", b"--XX%b\r\n\r\n" % blanks) + b"an epilogue"
+    for size in (1, 7, len(whole)):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        parts = Parts(folder, boundary=b"XX", largest=1000, most=10)
+        for start in range(0, len(whole), size):
+            parts.write(whole[start : start + size])
+        assert [part.path.read_bytes() for part in parts.finish()] == sent
+
+
+def test_a_preamble_is_skipped_by_the_server(studies: str, archive: Archive, image: Any) -> None:
+    one = image()
+    content = b"This is a multipart message.\r\n\r\n" + body([one]).replace(b"--XX\r\n", b"--XX \r\n", 1)
+    assert httpx.post(studies, content=content, headers={"Content-Type": TYPE}).status_code == 200
+    assert [path.read_bytes() for path in files(archive)] == [one]
+
+
 def test_one_object_needs_no_multipart(studies: str, archive: Archive, image: Any) -> None:
     one = image()
     assert httpx.post(f"{studies}/1.2", content=one, headers={"Content-Type": "application/dicom"}).status_code == 200
