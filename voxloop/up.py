@@ -16,7 +16,7 @@ from voxloop.access import Rules
 from voxloop.endpoint import endpoint_command
 from voxloop.errors import FrontDoorError
 from voxloop.home import held, only_one
-from voxloop.processes import LOOPBACK, answers, free_port
+from voxloop.processes import LOOPBACK, answers, free_port, last_line
 from voxloop.programs import HOPELESS, Program, Supervisor, states
 from voxloop.projects import projects_of
 from voxloop.settings import Settings
@@ -173,7 +173,8 @@ def _watch(settings: Settings, supervisor: Supervisor, at: Addresses, *, endpoin
 
 
 def status(home: Path) -> dict[str, Any]:
-    """What `voxloop up` keeps running in ``home``: the address to open, each program and whether it answers."""
+    """What `voxloop up` keeps running in ``home``: the address to open, each program and whether it answers; if not, ``reason``
+    is what it said last."""
     try:
         noted = json.loads((home / "run" / "up.json").read_text())
     except (OSError, ValueError):
@@ -186,8 +187,18 @@ def status(home: Path) -> dict[str, Any]:
         state = found.get(name)
         seconds = int(time.time()) - state.started if state and state.pid else 0
         told = {"name": name, "state": state.state if state else "UNKNOWN", "pid": state.pid if state else 0}
-        programs.append({**told, "seconds": seconds, "address": noted["addresses"][name], "answers": answers(ready)})
+        told |= {"seconds": seconds, "address": noted["addresses"][name], "answers": answers(ready)}
+        reason = "" if told["answers"] or not state else _said_since(state.started, home / "logs" / f"{name}.log")
+        programs.append({**told, "reason": reason})
     return {"home": str(home), "running": True, "pid": noted["pid"], "viewer": noted["viewer"], "programs": programs}
+
+
+def _said_since(started: int, log: Path) -> str:
+    """The last line of ``log``, if it was written after ``started``; ''."""
+    try:
+        return last_line(log) if int(log.stat().st_mtime) >= started and log.stat().st_size else ""
+    except FileNotFoundError:
+        return ""
 
 
 def _dumps(at: Addresses, supervisor: Supervisor) -> str:

@@ -139,11 +139,14 @@ def test_other_commands_of_the_home_find_mlflow(served: Any, home: Path) -> None
 
 def test_status_tells_what_runs(served: Any, home: Path) -> None:
     process, addresses = served
+    waits, log = "waits for the first champion of t", home / "logs" / "endpoint.log"
+    until(lambda: log.exists() and waits in log.read_text(), 120)
     found = look(home)
     assert (found["running"], found["pid"], found["viewer"]) == (True, process.pid, addresses["viewer"])
     told = {one["name"]: one for one in found["programs"]}
     assert set(told) == {"web", "mlflow", "endpoint"}
-    assert told["web"]["answers"] and told["mlflow"]["answers"] and not told["endpoint"]["answers"]  # it waits for a champion
+    assert told["web"]["answers"] and told["mlflow"]["answers"] and not told["endpoint"]["answers"]
+    assert {name: one["reason"] for name, one in told.items()} == {"web": "", "mlflow": "", "endpoint": waits}
     assert all(one["pid"] > 0 and one["state"] in ("STARTING", "RUNNING") for one in told.values())
 
 
