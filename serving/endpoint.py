@@ -140,8 +140,11 @@ def serve(
         MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(1)  # the next look is the retry
         MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.set(REQUEST_TIMEOUT)
         registry, deadline = Registry(tracking_uri), time.monotonic() + wait
-        while registry.champion(model) is None and time.monotonic() < deadline:
-            time.sleep(LOOK_EVERY)
+        if wait and registry.champion(model) is None:
+            _log.warning("waits for the first champion of %s", model)
+            while registry.champion(model) is None and time.monotonic() < deadline:
+                time.sleep(LOOK_EVERY)
+            _log.warning("loads the champion of %s", model)
         hot, stop = HotModel(model, registry, Path(home), index_url), threading.Event()
         follower = threading.Thread(target=hot.follow, args=(stop,), name=f"follow {ALIAS}", daemon=True)
         follower.start()

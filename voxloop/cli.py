@@ -16,6 +16,7 @@ from voxloop import train_commands as train_commands
 from voxloop import weights_commands as weights_commands
 from voxloop.benches import BENCHES, find
 from voxloop.command import HomeOption, JsonOption, app, existing, guarded, open_archive, spark_session
+from voxloop.command import port as as_port
 from voxloop.errors import FrontDoorError
 from voxloop.settings import read
 
@@ -135,9 +136,16 @@ def up(
     host: Annotated[
         str | None, typer.Option(help="Where the web server listens (VOXLOOP_HOST); beyond loopback it asks for a token.")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="The web server's port (VOXLOOP_VIEWER_PORT); 0 takes a free one.")] = None,
-    mlflow_port: Annotated[int | None, typer.Option(help="MLflow's port; 0 takes a free one.")] = None,
-    endpoint_port: Annotated[int | None, typer.Option(help="The endpoint's port; 0 takes a free one.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(parser=as_port, metavar="PORT", help="The web server's port (VOXLOOP_VIEWER_PORT); 0 takes a free one."),
+    ] = None,
+    mlflow_port: Annotated[
+        int | None, typer.Option(parser=as_port, metavar="PORT", help="MLflow's port; 0 takes a free one.")
+    ] = None,
+    endpoint_port: Annotated[
+        int | None, typer.Option(parser=as_port, metavar="PORT", help="The endpoint's port; 0 takes a free one.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Serve the viewer, DICOMweb, MLflow and the champion's endpoint under one address until Ctrl-C."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from catalog import Archive
 
-__all__ = ["HomeOption", "JsonOption", "app", "existing", "guarded", "open_archive", "spark_session"]
+__all__ = ["HomeOption", "JsonOption", "app", "existing", "guarded", "open_archive", "port", "spark_session"]
 
 app = typer.Typer(
     help="The label, train and serve loop for medical images.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -32,6 +32,13 @@ HomeOption = Annotated[Path | None, typer.Option("--home", help="Folder with all
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")]
 
 P = ParamSpec("P")
+
+
+def port(given: str) -> int:
+    """The port that an option names; typer.BadParameter where it names none."""
+    if not (given.isascii() and given.isdecimal() and int(given) <= 65535):
+        raise typer.BadParameter(f"{given!r} is no port: a port is a number from 0 to 65535, and 0 takes a free one")
+    return int(given)
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:

@@ -30,11 +30,11 @@ _OURS = {"host", "authorization", "cookie", "origin", "referer", "expect"}
 class Proxy:
     """Passes requests on to ``target`` and streams both ways, without the path where it is mounted; Via says that it did.
 
-    A name and password in ``target`` are sent as HTTP's basic authentication.
+    A name and password in ``target`` are sent as HTTP's basic authentication. ``remedy``: what to do where it does not answer.
     """
 
-    def __init__(self, name: str, target: str) -> None:
-        self.name, self.target = name, target.rstrip("/")
+    def __init__(self, name: str, target: str, remedy: str) -> None:
+        self.name, self.target, self.remedy = name, target.rstrip("/"), remedy
         timeout = httpx.Timeout(600, connect=5)  # a prediction takes minutes on a CPU
         limits = httpx.Limits(max_connections=100, max_keepalive_connections=10)
         self.client = httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False, follow_redirects=False)
@@ -67,8 +67,7 @@ class Proxy:
         except httpx.InvalidURL:
             return problem(400, "the address is not one that can be passed on", about=request.url.path[:200])
         except httpx.HTTPError as error:
-            remedy = "it may be starting; see voxloop status and logs/ in the home"
-            return problem(502, f"{self.name} does not answer ({type(error).__name__})", about=self.name, remedy=remedy)
+            return problem(502, f"{self.name} does not answer ({type(error).__name__})", about=self.name, remedy=self.remedy)
         answer = StreamingResponse(_streamed(found), found.status_code)
         kept = [(name.lower(), value) for name, value in found.headers.raw]
         answer.raw_headers = [(name, value) for name, value in kept if name.decode() not in _HOP | {"server", "date"}]

@@ -16,7 +16,7 @@ from voxloop.access import Rules
 from voxloop.endpoint import endpoint_command
 from voxloop.errors import FrontDoorError
 from voxloop.home import held, only_one
-from voxloop.processes import LOOPBACK, answers, free_port
+from voxloop.processes import LOOPBACK, answers, free_port, last_line
 from voxloop.programs import HOPELESS, Program, Supervisor, states
 from voxloop.projects import projects_of
 from voxloop.settings import Settings
@@ -46,7 +46,7 @@ class Addresses:
 def serve(
     settings: Settings, project: Path | None, *, mlflow_port: int, endpoint_port: int, host: str, port: int, json: bool = False
 ) -> None:
-    """Start all, print where they are, and stay.
+    """Start all, print where they are as soon as the web server and MLflow answer (``json``: the endpoint too), and stay.
 
     FrontDoorError where the project cannot be told, a port is taken, other machines would reach it without a token, or the web
     server or MLflow does not start.
@@ -68,10 +68,19 @@ def serve(
                 supervisor.wait_ready("mlflow")
                 announce(settings.home, at.mlflow)
         stack.callback(withdraw, settings.home)
-        waits = _start_endpoint(supervisor, at)
         try:
-            _tell(settings, at, waits, json)
-            _watch(settings, supervisor, at)
+            if not json:
+                _tell(at)
+            if not (installed(settings.viewer_folder) / "index.html").is_file():
+                console.note("no viewer yet: make viewer fetches it; all else answers")
+            console.note("Ctrl-C stops what was started here.")
+            lacks = _start_endpoint(supervisor, at)
+            if json:  # once, when all that will answer does
+                console.emit(_addresses_of(at))
+            console.note(f"no endpoint yet: {lacks}" if lacks else f"the endpoint of {at.model} answers")
+            if not at.model:
+                console.note(f"images come in by voxloop ingest DIR --home {settings.home}, or by Upload in the study list")
+            _watch(settings, supervisor, at, endpoint=not lacks)
         except KeyboardInterrupt:
             console.note("stopping")
 
@@ -110,11 +119,11 @@ def _near(host: str) -> str:
 def _start_endpoint(supervisor: Supervisor, at: Addresses) -> str:
     """Start the endpoint, and wait for it where there is a champion; why it does not answer yet, or ''."""
     if not at.model:
-        return "this home has no project yet (voxloop demo makes one; then start voxloop up again)"
+        return "this home has no project; put a file into its projects/ (docs/project.md), then start voxloop up again"
     supervisor.start("endpoint")
     try:
         if Registry(at.mlflow).champion(at.model) is None:
-            return f"{at.model} has no champion yet: it starts with the first one"
+            return f"the model {at.model} has no champion; it starts by itself once one is promoted (voxloop promote)"
         with console.stage(f"start the endpoint of {at.model}"):
             supervisor.wait_ready("endpoint")
     except (ServingError, FrontDoorError) as problem:  # MLflow and the viewer are where it can be mended
@@ -122,27 +131,29 @@ def _start_endpoint(supervisor: Supervisor, at: Addresses) -> str:
     return ""
 
 
-def _tell(settings: Settings, at: Addresses, waits: str, json: bool) -> None:
-    endpoint, shown = f"{at.endpoint}/invocations" if at.endpoint else "", without_password(at.mlflow)
-    if json:
-        all_of_them = {"viewer": at.viewer, "mlflow": shown, "endpoint": endpoint, "dicomweb": f"{at.viewer}/dicomweb"}
-        console.emit({name: address for name, address in all_of_them.items() if address})
-    else:
-        print(f"\nOpen {at.viewer}\n", flush=True)
-        mlflow = f"{at.viewer}/mlflow/  (for programs: {shown})" if shown.startswith("http") else shown
-        others = {"MLflow": mlflow, "DICOMweb": f"{at.viewer}/dicomweb", "endpoint": endpoint}
-        for name, address in others.items():
-            if address:
-                console.note(f"  {name:9} {address}")
-    if waits:
-        console.note(f"no endpoint yet: {waits}")
-    if not (installed(settings.viewer_folder) / "index.html").is_file():
-        console.note("no viewer yet: make viewer fetches it; all else answers")
-    console.note("Ctrl-C stops what was started here.")
+def _tell(at: Addresses) -> None:
+    print(f"\nOpen {at.viewer}\n", flush=True)
+    addresses = _addresses_of(at)
+    mlflow = addresses["mlflow"]
+    if mlflow.startswith("http"):
+        mlflow = f"{at.viewer}/mlflow/  (for programs: {mlflow})"
+    console.note(f"  MLflow    {mlflow}")
+    console.note(f"  DICOMweb  {addresses['dicomweb']}")
+    if at.endpoint:
+        console.note(f"  endpoint  {addresses['endpoint']}  (once it answers)")
 
 
-def _watch(settings: Settings, supervisor: Supervisor, at: Addresses) -> None:
-    """Stay, and say what ends and is started again. MLflow of another command is followed by our own at its address."""
+def _addresses_of(at: Addresses) -> dict[str, str]:
+    """What people and programs ask, by its name."""
+    endpoint = {"endpoint": f"{at.endpoint}/invocations"} if at.endpoint else {}
+    return {"viewer": at.viewer, "mlflow": without_password(at.mlflow), **endpoint, "dicomweb": f"{at.viewer}/dicomweb"}
+
+
+def _watch(settings: Settings, supervisor: Supervisor, at: Addresses, *, endpoint: bool) -> None:
+    """Stay, and say what ends and is started again, and when the endpoint answers, where it did not yet.
+
+    MLflow of another command is followed by our own at its address.
+    """
     followed = at.own_mlflow or bool(settings.tracking_uri)
     while True:
         time.sleep(1)
@@ -152,6 +163,9 @@ def _watch(settings: Settings, supervisor: Supervisor, at: Addresses) -> None:
             elif death.count == HOPELESS:
                 log = settings.home / "logs" / f"{death.name}.log"
                 console.note(f"{death.name} ends again and again: {death.said}  ({log})")
+        if at.model and not endpoint and answers(f"{at.endpoint}/ping"):
+            console.note(f"the endpoint of {at.model} answers")
+            endpoint = True
         if not followed and not answers(f"{at.mlflow}/health", timeout=10):
             supervisor.start("mlflow")
             announce(settings.home, at.mlflow)
@@ -159,7 +173,8 @@ def _watch(settings: Settings, supervisor: Supervisor, at: Addresses) -> None:
 
 
 def status(home: Path) -> dict[str, Any]:
-    """What `voxloop up` keeps running in ``home``: the address to open, each program and whether it answers."""
+    """What `voxloop up` keeps running in ``home``: the address to open, each program and whether it answers; if not, ``reason``
+    is what it said last."""
     try:
         noted = json.loads((home / "run" / "up.json").read_text())
     except (OSError, ValueError):
@@ -172,8 +187,18 @@ def status(home: Path) -> dict[str, Any]:
         state = found.get(name)
         seconds = int(time.time()) - state.started if state and state.pid else 0
         told = {"name": name, "state": state.state if state else "UNKNOWN", "pid": state.pid if state else 0}
-        programs.append({**told, "seconds": seconds, "address": noted["addresses"][name], "answers": answers(ready)})
+        told |= {"seconds": seconds, "address": noted["addresses"][name], "answers": answers(ready)}
+        reason = "" if told["answers"] or not state else _said_since(state.started, home / "logs" / f"{name}.log")
+        programs.append({**told, "reason": reason})
     return {"home": str(home), "running": True, "pid": noted["pid"], "viewer": noted["viewer"], "programs": programs}
+
+
+def _said_since(started: int, log: Path) -> str:
+    """The last line of ``log``, if it was written after ``started``; ''."""
+    try:
+        return last_line(log) if int(log.stat().st_mtime) >= started and log.stat().st_size else ""
+    except FileNotFoundError:
+        return ""
 
 
 def _dumps(at: Addresses, supervisor: Supervisor) -> str:

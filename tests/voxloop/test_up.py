@@ -43,8 +43,8 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
     raise AssertionError("too late")
 
 
-def up(home: Path, *words: str, **environment: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "voxloop", "up", "--home", str(home), "--json", *words]
+def up(home: Path, *words: str, json: bool = True, **environment: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "voxloop", "up", "--home", str(home), *(["--json"] if json else []), *words]
     ports = [word for name in ("--port", "--mlflow-port", "--endpoint-port") if name not in words for word in (name, "0")]
     told = {**os.environ, "VOXLOOP_VIEWER_FOLDER": str(home / "viewer"), **environment}
     return subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=told)
@@ -63,6 +63,23 @@ def running(home: Path, *words: str, **environment: str) -> Iterator[tuple["subp
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
+
+
+class Words:
+    """What a `voxloop up` without --json says on its standard output and error, line by line, as it says it."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.lines: list[str] = []
+        for stream in (process.stdout, process.stderr):
+            threading.Thread(target=self._follow, args=(stream,), daemon=True).start()
+
+    def _follow(self, stream: Any) -> None:
+        with stream:
+            for line in stream:
+                self.lines.append(line)
+
+    def has(self, part: str) -> bool:
+        return any(part in line for line in self.lines)
 
 
 def look(home: Path) -> dict[str, Any]:
@@ -122,11 +139,14 @@ def test_other_commands_of_the_home_find_mlflow(served: Any, home: Path) -> None
 
 def test_status_tells_what_runs(served: Any, home: Path) -> None:
     process, addresses = served
+    waits, log = "waits for the first champion of t", home / "logs" / "endpoint.log"
+    until(lambda: log.exists() and waits in log.read_text(), 120)
     found = look(home)
     assert (found["running"], found["pid"], found["viewer"]) == (True, process.pid, addresses["viewer"])
     told = {one["name"]: one for one in found["programs"]}
     assert set(told) == {"web", "mlflow", "endpoint"}
-    assert told["web"]["answers"] and told["mlflow"]["answers"] and not told["endpoint"]["answers"]  # it waits for a champion
+    assert told["web"]["answers"] and told["mlflow"]["answers"] and not told["endpoint"]["answers"]
+    assert {name: one["reason"] for name, one in told.items()} == {"web": "", "mlflow": "", "endpoint": waits}
     assert all(one["pid"] > 0 and one["state"] in ("STARTING", "RUNNING") for one in told.values())
 
 
@@ -155,6 +175,43 @@ def test_what_is_killed_comes_back(served: Any, module: str) -> None:
     until(lambda: not victim.is_running() and [c for c in family(process) if c.cmdline()[1:3] == ["-m", module]])
     if ready:
         until(lambda: answers(addresses[ready] + ("/healthz" if ready == "viewer" else "/health")))
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Words]]:
+    """A home that `voxloop up` made, with nothing in it, and what it said."""
+    home = tmp_path_factory.mktemp("new") / "home"
+    process = up(home, json=False, VOXLOOP_TRACKING_URI=ELSEWHERE)
+    words = Words(process)
+    try:
+        until(lambda: words.has("no endpoint yet") or process.poll() is not None)
+        yield home, words
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def test_an_empty_home_is_told_the_ways_on(empty: tuple[Path, Words]) -> None:
+    home, words = empty
+    assert words.has("Open http://127.0.0.1:") and not words.has("endpoint  http")
+    until(lambda: words.has("Upload"))
+    for part in ("docs/project.md", f"voxloop ingest DIR --home {home}", "Upload in the study list"):
+        assert words.has(part), words.lines
+
+
+def test_the_address_is_told_before_the_endpoint_answers(tmp_path: Path) -> None:
+    """An MLflow that does not answer is asked for the champion for minutes."""
+    (tmp_path / "projects").mkdir()
+    (tmp_path / "projects" / "t.yaml").write_text(PROJECT)
+    process = up(tmp_path, json=False, VOXLOOP_TRACKING_URI=ELSEWHERE)
+    words = Words(process)
+    try:
+        until(lambda: words.has("Open http://127.0.0.1:") and words.has("/invocations"))
+        assert not words.has("no endpoint yet") and not words.has("the endpoint of t")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    assert process.returncode == 0, words.lines
 
 
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGTERM])

@@ -328,6 +328,7 @@ def test_mlflow_and_the_endpoint_are_reached_under_the_one_address(start: Callab
     assert headers["x-kept"] == "1" and not {"authorization", "cookie", "origin"} & headers.keys()
     gone = web.get("/mlflow/", **BEARER)
     assert gone.status_code == 502 and "MLflow" in gone.json()["title"]
+    assert "first champion" in web.get("/endpoint/ping", **BEARER).text
     assert web.get("/mlflow", **BEARER).headers["location"] == "/mlflow/"
 
 
