@@ -418,6 +418,38 @@ def test_a_part_that_the_disk_has_no_room_for_is_dropped(tmp_path: Path) -> None
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"small", b"small too"]
 
 
+def test_a_part_whose_file_cannot_be_made_is_dropped(tmp_path: Path) -> None:
+    before, whole = resource.getrlimit(resource.RLIMIT_NOFILE), body([b"one", b"two", b"three"])
+    first, second = whole.index(b"one") + 3, whole.index(b"two") + 3
+    parts = Parts(tmp_path, boundary=b"XX", largest=1 << 30, most=10)
+    os.close(free := os.open(tmp_path, os.O_RDONLY))
+    parts.write(whole[:first])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        parts.write(whole[first:second])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    parts.write(whole[second:])
+    assert [part.problem for part in parts.finish()] == ["", "Too many open files", ""]
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"one", b"three"]
+
+
+def test_an_object_whose_file_cannot_be_made_is_out_of_resources(
+    studies: str, image: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def full(path: Path, *how: Any, **more: Any) -> Any:
+        if path.name == "000001":
+            raise OSError(28, "No space left on device")
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", full)
+    answer = post(studies, [image(), image("second.dcm")])
+    assert answer.status_code == 202
+    assert list(map(reason, answer.json()[OTHER]["Value"])) == [(0xA700, "No space left on device")]
+
+
 # --- requests that are refused whole -------------------------------------------------------------------------------------
 
 
