@@ -28,6 +28,7 @@ from starlette.routing import Mount
 from catalog import Archive, LabelSet, seg
 from catalog.dicomweb import application, stow
 from catalog.dicomweb._parts import Parts
+from catalog.disk import sync_folder
 from catalog.problem import HANDLERS, Refused
 from catalog.repair import faults, repair
 from catalog.testing import serving
@@ -120,6 +121,19 @@ def test_the_next_search_finds_it(studies: str, archive: Archive, image: Any) ->
     assert post(studies, [image(PatientID="P7")]).status_code == 200
     (found,) = archive.index.studies({"PatientID": "P7"})
     assert (found["StudyInstanceUID"], found["NumberOfStudyRelatedInstances"]) == ("1.2", 1)
+
+
+def test_what_is_stored_outlives_a_power_cut(
+    studies: str, archive: Archive, image: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, volume = list[Path](), archive.volume_folder
+    for module in ("catalog.deposit", "catalog.dicomweb.stow"):
+        monkeypatch.setattr(f"{module}.sync_folder", lambda folder: (synced.append(folder), sync_folder(folder)))
+    post(studies, [image()])
+    assert {volume, volume / "stow", volume / "stow/1.2", volume / "stow/1.2/1.2.3"} <= set(synced)
+    synced.clear()
+    post(studies, [image("second.dcm")])
+    assert synced == [volume / "stow/1.2/1.2.3"]
 
 
 def test_storing_again_adds_nothing(studies: str, archive: Archive, image: Any) -> None:
