@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from catalog.conflicts import PIXEL_DATA, differing
 from catalog.deflated import DEFLATED, check
-from catalog.disk import sync_files, sync_folder
+from catalog.disk import make_folder, sync_files, sync_folder
 from catalog.errors import CatalogError
 from catalog.files import exists, is_url, listed
 from catalog.repair import faults, mends, repair
@@ -199,6 +199,7 @@ class _Placing:
 
     def __init__(self, archive: "Archive") -> None:
         self.archive, self.root = archive, archive.volume_folder / FOLDER
+        self.grown = set[Path]()  # folders in which others were made
         self.put: dict[str, Path] = {}  # what this request has brought: the index does not know it yet
 
     def place(self, good: Sequence[_Taken]) -> None:
@@ -208,7 +209,7 @@ class _Placing:
         targets = [self._target(one.told) for one in good]
         journal.open(targets)
         there = [target for one, target in zip(good, targets, strict=True) if self._tried(one, target)]
-        for folder in {target.parent for target in there}:
+        for folder in self.grown | {target.parent for target in there}:
             sync_folder(folder)
         catalogue(archive, [listed(path) for path in dict.fromkeys(there)])
         journal.close()
@@ -234,7 +235,7 @@ class _Placing:
         if one.told.failure is not None:
             return False
         if not here:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            self.grown |= make_folder(target.parent)
             os.replace(one.mended or one.file, target)
             self.put[one.told.sop_uid] = target
             return True

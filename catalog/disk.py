@@ -12,7 +12,17 @@ from typing import BinaryIO
 
 from catalog.errors import CatalogError
 
-__all__ = ["FULL", "TEMPORARY", "atomic_file", "disk_full", "full_disk", "remove_leftovers", "sync_files", "sync_folder"]
+__all__ = [
+    "FULL",
+    "TEMPORARY",
+    "atomic_file",
+    "disk_full",
+    "full_disk",
+    "make_folder",
+    "remove_leftovers",
+    "sync_files",
+    "sync_folder",
+]
 
 FULL = "the disk is full"
 """What a CatalogError says that is no fault of what was being written."""
@@ -63,6 +73,13 @@ def sync_files(paths: Sequence[Path]) -> None:
     with ThreadPoolExecutor(16) as pool:
         for _ in pool.map(_sync, paths):
             pass
+
+
+def make_folder(folder: Path) -> set[Path]:
+    """Make ``folder`` and what lacks above it; the folders that have a new name in them, which ``sync_folder`` is to keep."""
+    lacking = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return {one.parent for one in lacking}
 
 
 def sync_folder(folder: Path) -> None:

@@ -95,7 +95,10 @@ class Parts:
             raise Refused(413, f"more than {self.most} parts", remedy="send them in several requests")
         path = self.folder / f"{len(self.parts):06d}"
         self.parts.append(Part(path))
-        self._file = path.open("wb")
+        try:
+            self._file = path.open("wb")
+        except OSError as problem:
+            self._drop(problem.strerror or str(problem))
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         part = self.parts[-1]

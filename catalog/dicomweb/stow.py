@@ -21,7 +21,7 @@ from catalog.deposit import FOLDER, Deposited, Reason, deposit, is_uid
 from catalog.dicomweb._accept import json_type
 from catalog.dicomweb._links import instance, root
 from catalog.dicomweb._parts import Part, Parts
-from catalog.disk import TEMPORARY, full_disk, remove_leftovers
+from catalog.disk import TEMPORARY, full_disk, make_folder, remove_leftovers, sync_folder
 from catalog.errors import CatalogError
 from catalog.problem import Refused
 
@@ -144,7 +144,9 @@ class _Store:
 def _make(folder: Path) -> None:
     try:
         with full_disk(folder):
-            folder.mkdir(parents=True)
+            for grown in make_folder(folder.parent):
+                sync_folder(grown)
+            folder.mkdir()
     except CatalogError as problem:
         raise Refused(507, problem.problem, about=problem.about, remedy="free some space, then send it again") from None
 

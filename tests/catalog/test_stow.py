@@ -28,6 +28,7 @@ from starlette.routing import Mount
 from catalog import Archive, LabelSet, seg
 from catalog.dicomweb import application, stow
 from catalog.dicomweb._parts import Parts
+from catalog.disk import sync_folder
 from catalog.problem import HANDLERS, Refused
 from catalog.repair import faults, repair
 from catalog.testing import serving
@@ -120,6 +121,19 @@ def test_the_next_search_finds_it(studies: str, archive: Archive, image: Any) ->
     assert post(studies, [image(PatientID="P7")]).status_code == 200
     (found,) = archive.index.studies({"PatientID": "P7"})
     assert (found["StudyInstanceUID"], found["NumberOfStudyRelatedInstances"]) == ("1.2", 1)
+
+
+def test_what_is_stored_outlives_a_power_cut(
+    studies: str, archive: Archive, image: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, volume = list[Path](), archive.volume_folder
+    for module in ("catalog.deposit", "catalog.dicomweb.stow"):
+        monkeypatch.setattr(f"{module}.sync_folder", lambda folder: (synced.append(folder), sync_folder(folder)))
+    post(studies, [image()])
+    assert {volume, volume / "stow", volume / "stow/1.2", volume / "stow/1.2/1.2.3"} <= set(synced)
+    synced.clear()
+    post(studies, [image("second.dcm")])
+    assert synced == [volume / "stow/1.2/1.2.3"]
 
 
 def test_storing_again_adds_nothing(studies: str, archive: Archive, image: Any) -> None:
@@ -416,6 +430,38 @@ def test_a_part_that_the_disk_has_no_room_for_is_dropped(tmp_path: Path) -> None
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [bool(part.problem) for part in found] == [False, True, False]
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"small", b"small too"]
+
+
+def test_a_part_whose_file_cannot_be_made_is_dropped(tmp_path: Path) -> None:
+    before, whole = resource.getrlimit(resource.RLIMIT_NOFILE), body([b"one", b"two", b"three"])
+    first, second = whole.index(b"one") + 3, whole.index(b"two") + 3
+    parts = Parts(tmp_path, boundary=b"XX", largest=1 << 30, most=10)
+    os.close(free := os.open(tmp_path, os.O_RDONLY))
+    parts.write(whole[:first])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        parts.write(whole[first:second])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    parts.write(whole[second:])
+    assert [part.problem for part in parts.finish()] == ["", "Too many open files", ""]
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"one", b"three"]
+
+
+def test_an_object_whose_file_cannot_be_made_is_out_of_resources(
+    studies: str, image: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def full(path: Path, *how: Any, **more: Any) -> Any:
+        if path.name == "000001":
+            raise OSError(28, "No space left on device")
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", full)
+    answer = post(studies, [image(), image("second.dcm")])
+    assert answer.status_code == 202
+    assert list(map(reason, answer.json()[OTHER]["Value"])) == [(0xA700, "No space left on device")]
 
 
 # --- requests that are refused whole -------------------------------------------------------------------------------------
