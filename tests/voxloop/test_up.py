@@ -153,7 +153,7 @@ def test_status_tells_what_runs(served: Any, home: Path) -> None:
 def test_a_second_one_in_the_same_home_is_refused(served: Any, home: Path) -> None:
     second = up(home)
     said = second.communicate(timeout=60)[1]
-    assert second.returncode == 1 and str(served[0].pid) in said
+    assert second.returncode == 1 and str(served[0].pid) in said and f"open {served[1]['viewer']}" in said
 
 
 def test_the_token_is_in_no_file_on_no_command_line_and_with_no_other_program(served: Any, home: Path) -> None:
