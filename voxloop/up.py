@@ -57,6 +57,8 @@ def serve(
     if (running := status(settings.home))["running"]:
         remedy = f"open {running['viewer']}, stop process {running['pid']}, or choose another --home"
         raise FrontDoorError("voxloop up runs in this home already", about=str(settings.home), remedy=remedy)
+    if not settings.home.exists():
+        console.note(f"made a new home {settings.home}")
     with only_one(settings.home / "run"), ExitStack() as stack:
         at = _addresses(settings, Project.load(chosen).model if chosen else "", host, port, mlflow_port, endpoint_port)
         programs = _programs(settings, at, project)

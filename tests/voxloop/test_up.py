@@ -84,9 +84,10 @@ class Words:
 
 def look(home: Path) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "voxloop", "status", "--home", str(home), "--json"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "voxloop", "status", "--home", str(home), "--json"], capture_output=True, text=True
     )
     found: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (0 if found["running"] else 3), done.stderr
     return found
 
 
@@ -193,6 +194,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Word
 
 def test_an_empty_home_is_told_the_ways_on(empty: tuple[Path, Words]) -> None:
     home, words = empty
+    assert words.has(f"made a new home {home}")
     assert words.has("Open http://127.0.0.1:") and not words.has("endpoint  http")
     until(lambda: words.has("Upload"))
     for part in ("docs/project.md", f"voxloop ingest DIR --home {home}", "Upload in the study list"):
