@@ -22,6 +22,8 @@ from voxloop.settings import read
 
 __all__ = ["app", "main"]
 
+NOTHING_RUNS = 3  # what systemctl's status says of a service that does not
+
 ProjectArgument = Annotated[Path, typer.Argument(help="Project file (YAML).")]
 
 
@@ -166,17 +168,19 @@ def up(
 @app.command()
 @guarded
 def status(home: HomeOption = None, json: JsonOption = False) -> None:
-    """Say what `voxloop up` keeps running in a home, and whether each part answers."""
+    """Say what `voxloop up` keeps running in a home, and whether each part answers; status 3 where nothing runs."""
     from voxloop.up import status as look
 
-    found = look(read(home).home)
+    found = look(existing(home).home)
     if not found["running"]:
-        console.note("nothing runs in this home (voxloop up starts it)")
+        console.note(f"nothing runs in {found['home']} (voxloop up starts it)")
     elif not json:
         console.note(f"Open {found['viewer']}")
         console.records(found["programs"])
     if json:
         console.emit(found)
+    if not found["running"]:
+        raise typer.Exit(NOTHING_RUNS)
 
 
 @app.command()

@@ -56,6 +56,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             if kwargs.get("json") and not console.emitted():
                 told = {"problem": problem.problem, "about": problem.about, "remedy": problem.remedy}
                 console.emit({"error": told})
+        except typer.Exit as end:
+            _leave(end.exit_code)
         except KeyboardInterrupt:
             console.error("stopped; run the same command again to go on where it was")
             _leave(130)
@@ -108,6 +110,6 @@ def open_archive(settings: Settings) -> "Archive":
 def existing(home: Path | None) -> Settings:
     """The settings of a home that is there; FrontDoorError where none is, so that a slip is not taken for an empty archive."""
     settings = read(home)
-    if not (settings.home / "tables").is_dir():
+    if not any((settings.home / made).is_dir() for made in ("tables", "run")):  # by what takes files in, by voxloop up
         raise FrontDoorError("no Voxloop home here", about=str(settings.home), remedy="name it with --home or VOXLOOP_HOME")
     return settings

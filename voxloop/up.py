@@ -54,6 +54,11 @@ def serve(
     projects_of(settings.home, project)  # a file that is wrong is said here, not in a log
     chosen = project or _only_project(settings.home)
     Rules.of(settings, host, port)
+    if (running := status(settings.home))["running"]:
+        remedy = f"open {running['viewer']}, stop process {running['pid']}, or choose another --home"
+        raise FrontDoorError("voxloop up runs in this home already", about=str(settings.home), remedy=remedy)
+    if not settings.home.exists():
+        console.note(f"made a new home {settings.home}")
     with only_one(settings.home / "run"), ExitStack() as stack:
         at = _addresses(settings, Project.load(chosen).model if chosen else "", host, port, mlflow_port, endpoint_port)
         programs = _programs(settings, at, project)

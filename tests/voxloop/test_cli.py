@@ -104,7 +104,16 @@ def test_a_question_that_is_no_sql(tmp_path: Path) -> None:
 
 def test_a_home_that_is_not_there(tmp_path: Path) -> None:
     refused(voxloop("sql", "select 1", home=tmp_path / "hoem"), tmp_path / "hoem")
+    refused(voxloop("status", home=tmp_path / "hoem"), tmp_path / "hoem", "no Voxloop home here")
     assert not (tmp_path / "hoem").exists()
+
+
+def test_a_home_that_is_served_alone_is_one(tmp_path: Path) -> None:
+    (tmp_path / "home" / "run").mkdir(parents=True)
+    done = voxloop("sql", "select count(*) as n from series", "--json", home=tmp_path / "home")
+    assert json.loads(done.stdout) == {"rows": [{"n": 0}]}, done.stderr
+    idle = voxloop("status", home=tmp_path / "home")
+    assert idle.returncode == 3 and f"nothing runs in {tmp_path / 'home'}" in idle.stderr
 
 
 def test_rows_come_as_one_json_object(tmp_path: Path) -> None:

@@ -84,9 +84,10 @@ class Words:
 
 def look(home: Path) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "voxloop", "status", "--home", str(home), "--json"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "voxloop", "status", "--home", str(home), "--json"], capture_output=True, text=True
     )
     found: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (0 if found["running"] else 3), done.stderr
     return found
 
 
@@ -153,7 +154,7 @@ def test_status_tells_what_runs(served: Any, home: Path) -> None:
 def test_a_second_one_in_the_same_home_is_refused(served: Any, home: Path) -> None:
     second = up(home)
     said = second.communicate(timeout=60)[1]
-    assert second.returncode == 1 and str(served[0].pid) in said
+    assert second.returncode == 1 and str(served[0].pid) in said and f"open {served[1]['viewer']}" in said
 
 
 def test_the_token_is_in_no_file_on_no_command_line_and_with_no_other_program(served: Any, home: Path) -> None:
@@ -193,6 +194,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Word
 
 def test_an_empty_home_is_told_the_ways_on(empty: tuple[Path, Words]) -> None:
     home, words = empty
+    assert words.has(f"made a new home {home}")
     assert words.has("Open http://127.0.0.1:") and not words.has("endpoint  http")
     until(lambda: words.has("Upload"))
     for part in ("docs/project.md", f"voxloop ingest DIR --home {home}", "Upload in the study list"):
