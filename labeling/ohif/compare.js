@@ -42,6 +42,9 @@ async function only(viewportId, asked, image, label) {
       .forEach(other => segmentation.removeSegmentationRepresentations(other, { segmentationId: id }));
   tidy();
   setTimeout(tidy, 500); // OHIF's own synchronisation of segmentations is late
+  const viewport = service('cornerstoneViewportService').getCornerstoneViewport(viewportId);
+  await until(() => viewport.getActors().length > 1 || mask.redraw(id), `the picture of ${label}`); // in a viewport that is new
+  await mask.reveal(id, viewportId);
   return id;
 }
 
@@ -57,5 +60,8 @@ async function sideBySide(image) {
   await grid.setDisplaySetsForViewports(ids.map(viewportId => ({ viewportId, displaySetInstanceUIDs })));
   const shown = id => service('cornerstoneViewportService').getCornerstoneViewport(id)?.getImageIds?.().length;
   await until(() => ids.every(shown), 'the image in both viewports');
+  const engine = service('cornerstoneViewportService').getRenderingEngine().id;
+  const together = { type: 'imageslice', id: 'voxloop', source: true, target: true };
+  for (const id of ids) service('syncGroupService').addViewportToSyncGroup(id, engine, together);
   return ids;
 }

@@ -106,8 +106,25 @@ export async function show(told, image, label, viewportId) {
     const title = `The mask has ${told.slices.length} slices, of which the viewer shows ${placed}`;
     throw new api.Problem({ title, about: told.series, remedy: 'reload the page' });
   }
-  libraries().cornerstoneTools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(segmentationId);
+  redraw(segmentationId);
   return segmentationId;
+}
+
+export const redraw = segmentationId =>
+  libraries().cornerstoneTools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(segmentationId);
+
+// Brings the slice with most of a mask into view where the one in view has none of it.
+export async function reveal(segmentationId, viewportId = active().viewportId) {
+  const viewport = service('cornerstoneViewportService').getCornerstoneViewport(viewportId);
+  if (viewport?.type !== 'stack') return;
+  const sizes = new Map();
+  for (const image of images(segmentationId)) {
+    const { referencedImageId } = image;
+    sizes.set(referencedImageId, pixels(image).reduce((size, value) => size + (value > 0), sizes.get(referencedImageId) ?? 0));
+  }
+  const [most] = [...sizes].sort(([, one], [, other]) => other - one);
+  if (!most?.[1] || sizes.get(viewport.getCurrentImageId())) return;
+  await viewport.setImageIdIndex(viewport.getImageIds().indexOf(most[0]));
 }
 
 export function remove(segmentationId) {
