@@ -48,6 +48,9 @@ async function only(viewportId, asked, image, label) {
       .forEach(other => segmentation.removeSegmentationRepresentations(other, { segmentationId: id }));
   tidy();
   setTimeout(tidy, 500); // OHIF's own synchronisation of segmentations is late
+  const viewport = service('cornerstoneViewportService').getCornerstoneViewport(viewportId);
+  await until(() => viewport.getActors().length > 1 || mask.redraw(id), `the picture of ${label}`); // in a viewport that is new
+  await mask.reveal(id, viewportId);
   return id;
 }
 

@@ -50,10 +50,11 @@ export const current = () => service('segmentationService').getActiveSegmentatio
 // Which structures have voxels.
 export function measure() {
   const segmentationId = current();
-  state.present = new Set();
+  Object.assign(state, { present: new Set(), digest: 0 });
   if (segmentationId) {
     try {
       const { values, digest } = mask.look(segmentationId);
+      state.digest = digest;
       drawing(segmentationId).kept ??= digest;
       const { segments } = service('segmentationService').getSegmentation(segmentationId);
       for (const segment of Object.values(segments)) if (values.has(segment.segmentIndex)) state.present.add(segment.label);
@@ -71,8 +72,29 @@ export function stateOf(name) {
 }
 
 export function setState(name, value) {
-  drawing(current()).states[name] = value;
+  const about = drawing(current());
+  about.states[name] = value;
+  about.stated = true;
   changed();
+}
+
+// The structure that is drawn, as OHIF's own panel has it selected.
+export const brushed = () => service('segmentationService').getActiveSegment(active().viewportId)?.label;
+
+export function take(name) {
+  const { segments } = service('segmentationService').getSegmentation(current());
+  const segment = Object.values(segments).find(({ label }) => label === name);
+  if (!segment) return say(`This segmentation has no segment ${name}: add one of that name above, or start an empty label.`);
+  service('segmentationService').setActiveSegment(current(), segment.segmentIndex);
+  changed();
+}
+
+// Whether what is drawn is what the server has: `submitted`, `changed` since, or `new`; empty where nothing is drawn in.
+export function standing() {
+  if (!current()) return '';
+  const { parent, kept, stated } = drawing(current());
+  if (!parent) return 'new';
+  return kept === state.digest && !stated ? 'submitted' : 'changed';
 }
 
 function opened() {
@@ -81,12 +103,12 @@ function opened() {
   return { image, viewportId, series: image.SeriesInstanceUID };
 }
 
-// The segmentations in the viewer whose voxels are others than they came with or were submitted with; or those that are not.
+// The segmentations in the viewer that are not as they came or were submitted; or those that are.
 // What was made by the viewer's own tools came with nothing: all of it is the reader's.
 const inViewer = edited =>
   drawn().filter(
-    ([id, { kept }]) =>
-      service('segmentationService').getSegmentation(id) && edited === (kept === null || kept !== mask.look(id).digest)
+    ([id, { kept, stated }]) =>
+      service('segmentationService').getSegmentation(id) && edited === (stated || kept === null || kept !== mask.look(id).digest)
   );
 
 // Says once, before an action ("press Next sample") takes drawings out of the viewer, that one is not submitted.
@@ -111,13 +133,14 @@ export async function put(make, about) {
   Object.assign(drawing(segmentationId), about, { kept: mask.look(segmentationId).digest });
   for (const [id] of before) takeAway(id);
   measure();
+  await mask.reveal(segmentationId);
   return segmentationId;
 }
 
 export async function startEmpty() {
   const { image } = opened();
   await put(() => mask.create(image, state.project.segments, 'Label'), {});
-  say('An empty label: choose a structure above, then draw.');
+  say('An empty label: choose a structure, then draw with a tool above.');
 }
 
 export async function suggest(signal) {
@@ -128,8 +151,11 @@ export async function suggest(signal) {
   const by = `${told.model}/${told.version}`;
   await put(() => mask.show(told.mask, image, `Suggestion of ${by}`), { suggestion: told.mask.mask, suggestedBy: by });
   const doubt = told.entropy === null ? '' : `, mean entropy ${told.entropy.toFixed(3)}`;
-  say(`Suggested by ${told.model} version ${told.version} in ${told.elapsed.toFixed(1)} s${doubt}.`);
+  say(`Suggested by ${told.model} version ${told.version} in ${told.elapsed.toFixed(1)} s${doubt}. Correct it, then submit.`);
 }
+
+// Revisions of a series are counted from its first.
+export const numberOf = revision => state.history.length - state.history.indexOf(revision);
 
 export async function load(revision) {
   const image = imageOf(revision.series_uid);
@@ -139,7 +165,7 @@ export async function load(revision) {
     parent: revision.label_id,
     states: { ...revision.states },
   });
-  say(`Loaded the label of ${revision.author}. What you submit becomes a revision of it.`);
+  say(`Loaded revision ${numberOf(revision)}, by ${revision.author}. What you submit becomes a revision of it.`);
 }
 
 export async function submit() {
@@ -152,6 +178,7 @@ export async function submit() {
   const { slices, voxels } = mask.read(segmentationId);
   const { segments } = service('segmentationService').getSegmentation(segmentationId);
   const states = Object.fromEntries(state.project.segments.map(({ name }) => [name, stateOf(name)]));
+  const said = JSON.stringify(about.states);
   const { digest } = mask.look(segmentationId); // what is drawn while it is on its way is not submitted
   const told = {
     series,
@@ -174,13 +201,14 @@ export async function submit() {
     },
     voxels
   );
-  Object.assign(about, { parent: stored.label_id, suggestion: null, suggestedBy: null, kept: digest, sent: '' });
+  const stated = JSON.stringify(about.states) !== said; // while it was on its way
+  Object.assign(about, { parent: stored.label_id, suggestion: null, suggestedBy: null, kept: digest, stated, sent: '' });
   clock.restart();
   forgetStudy(stored.study_uid);
   Object.assign(state, { offer: null, remaining: null });
   await refresh(series);
   const drew = stored.added_path_length === null ? '' : `, ${stored.added_path_length} voxels of contour added`;
-  say(`Submitted in ${stored.seconds.toFixed(0)} s${drew}.`);
+  say(`Submitted in ${stored.seconds.toFixed(0)} s${drew}. It is revision ${state.history.length} of this series.`, { done: true });
 }
 
 // OHIF keeps what it was told of a study as long as the page lives: a label that was stored since would stay unseen.
@@ -208,13 +236,14 @@ export async function next() {
   await show(study, series);
 }
 
-// The series in the viewport that is worked in; OHIF first opens one of its own choice.
+// The series in the viewport that is worked in. OHIF first opens one of its own choice, and stumbles if that is taken from it early.
 async function show(study, series) {
   await until(() => {
     const { image, viewportId } = active();
     const wanted = imageOf(series);
     if (!wanted || image?.StudyInstanceUID !== study) return false;
     if (image === wanted) return true;
+    if (!service('cornerstoneViewportService').getCornerstoneViewport(viewportId)?.getImageData?.()) return false;
     const displaySetInstanceUIDs = [wanted.displaySetInstanceUID];
     service('viewportGridService').setDisplaySetsForViewports([{ viewportId, displaySetInstanceUIDs }]);
     return false;

@@ -106,24 +106,25 @@ export async function show(told, image, label, viewportId) {
     const title = `The mask has ${told.slices.length} slices, of which the viewer shows ${placed}`;
     throw new api.Problem({ title, about: told.series, remedy: 'reload the page' });
   }
-  libraries().cornerstoneTools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(segmentationId);
-  reveal(segmentationId, viewportId);
+  redraw(segmentationId);
   return segmentationId;
 }
 
-// Goes to the slice with the most voxels of a mask, where the slice that is seen has none.
-function reveal(segmentationId, viewportId = active().viewportId) {
+export const redraw = segmentationId =>
+  libraries().cornerstoneTools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(segmentationId);
+
+// Brings the slice with most of a mask into view where the one in view has none of it.
+export async function reveal(segmentationId, viewportId = active().viewportId) {
   const viewport = service('cornerstoneViewportService').getCornerstoneViewport(viewportId);
-  if (!viewport?.setImageIdIndex) return; // what is cut anew has slices of its own
-  const drawn = new Map();
+  if (viewport?.type !== 'stack') return;
+  const sizes = new Map();
   for (const image of images(segmentationId)) {
-    const count = pixels(image).reduce((sum, value) => sum + (value > 0), 0);
-    drawn.set(image.referencedImageId, (drawn.get(image.referencedImageId) ?? 0) + count);
+    const { referencedImageId } = image;
+    sizes.set(referencedImageId, pixels(image).reduce((size, value) => size + (value > 0), sizes.get(referencedImageId) ?? 0));
   }
-  if (drawn.get(viewport.getCurrentImageId())) return;
-  const [fullest, most] = [...drawn].reduce((best, one) => (one[1] > best[1] ? one : best), ['', 0]);
-  const imageIndex = viewport.getImageIds().indexOf(fullest);
-  if (most && imageIndex >= 0) libraries().cornerstone.utilities.jumpToSlice(viewport.element, { imageIndex });
+  const [most] = [...sizes].sort(([, one], [, other]) => other - one);
+  if (!most?.[1] || sizes.get(viewport.getCurrentImageId())) return;
+  await viewport.setImageIdIndex(viewport.getImageIds().indexOf(most[0]));
 }
 
 export function remove(segmentationId) {

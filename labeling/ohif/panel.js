@@ -3,7 +3,7 @@ import * as clock from './clock.js';
 import * as label from './label.js';
 import { compare } from './compare.js';
 import { submitMeasurements } from './measurements.js';
-import { changed, onChange, state } from './state.js';
+import { changed, drawing, onChange, state } from './state.js';
 
 const STYLE = `
 :host { display: block; color: #e6ecff; font: 13px/1.45 Inter, system-ui, sans-serif; padding: 8px 10px; }
@@ -27,15 +27,24 @@ legend { padding: 0; display: flex; align-items: center; gap: 6px; }
 fieldset label { margin-right: 10px; font-size: 12px; color: #c6d0f0; white-space: nowrap; }
 fieldset label.off { opacity: 0.45; }
 input[type='radio'] { accent-color: #5acce6; margin: 0 4px 0 0; vertical-align: -2px; }
+button.structure { background: none; color: inherit; padding: 1px 6px 1px 4px; display: flex; align-items: center; gap: 6px;
+  border: 1px solid transparent; }
+button.structure[aria-pressed='true'] { border-color: #5acce6; background: #0c1a3a; }
 .swatch { width: 10px; height: 10px; border-radius: 2px; display: inline-block; }
 .problem { border-left: 3px solid #ff6b6b; background: #3a1020; padding: 6px 8px; margin: 8px 0; overflow-wrap: anywhere; }
+.problem strong { display: block; font-weight: 600; }
 .said { border-left: 3px solid #5acce6; background: #0c1a3a; padding: 6px 8px; margin: 8px 0; }
+.said.done { border-color: #7bd88f; background: #0c2a20; }
+.submitted { color: #7bd88f; }
+.new, .changed { color: #ffc66d; }
 ol { list-style: none; margin: 0; padding: 0; }
 li { display: flex; gap: 8px; align-items: center; justify-content: space-between; padding: 4px 0; border-top: 1px solid #22264f; }
 a { color: #5acce6; }
 `;
 
 const WORDS = { present: 'present', absent: 'absent', not_annotated: 'not annotated' };
+const CHOICES = { '': 'automatic', entropy: 'least sure first', random: 'at random', reference: 'reference patients' };
+const STANDING = { new: 'Not submitted yet.', changed: 'Changed since: not submitted yet.', submitted: 'Submitted as it is.' };
 
 // make('button', { text, key, … }, children): an element, kept in focus by its key when the panel is drawn anew.
 function make(tag, { text, key, on = {}, ...properties } = {}, ...children) {
@@ -91,7 +100,7 @@ function who() {
       localStorage.setItem('voxloop.author', state.author);
     },
   };
-  const given = { type: 'text', key: 'author', value: state.author, disabled: state.authorKnown, maxLength: 64, autocomplete: 'name', on };
+  const given = { type: 'text', key: 'author', value: state.author, placeholder: 'your name', disabled: state.authorKnown, maxLength: 64, autocomplete: 'name', on };
   const several = state.projects.length > 1;
   const projects = state.projects.map(({ key }) => [key, key]);
   return [
@@ -108,8 +117,8 @@ const misread = () =>
 
 function sample() {
   const { offer, remaining, project } = state;
-  const strategies = [['', 'the best there is'], ...project.strategies.map(name => [name, name])];
-  const left = remaining && `${remaining.train} to train and ${remaining.reference} reference series are not labelled.`;
+  const strategies = ['', ...project.strategies].map(name => [name, CHOICES[name] ?? name]);
+  const left = remaining && `Not labelled yet: ${remaining.train} for training, ${remaining.reference} for reference.`;
   return [
     make('h2', { text: 'Sample' }),
     picker('Chosen by', 'strategy', strategies, state.strategy, value => Object.assign(state, { strategy: value, skipped: [] })),
@@ -130,7 +139,10 @@ function structures() {
     button('empty', 'Start an empty label', label.startEmpty, { second: true, disabled: !state.series })
   );
   if (!segmentationId) return [make('h2', { text: 'Label' }), start];
-  return [make('h2', { text: 'Label' }), start, ...project.segments.map(structure)];
+  const others = [...state.present].filter(name => !project.segments.some(segment => segment.name === name)).join(', ');
+  const strange = others && `Of another name than the project’s: ${others}. Rename or erase what is to be submitted.`;
+  const note = strange && make('p', { className: 'changed', text: strange });
+  return [make('h2', { text: 'Label' }), start, ...project.segments.map(structure), note];
 }
 
 function structure({ name, color }) {
@@ -151,10 +163,15 @@ function structure({ name, color }) {
     return make('label', { className: off ? 'off' : '', title }, radio, text);
   });
   const swatch = make('span', { className: 'swatch', style: `background: rgb(${color.join(' ')})` });
-  return make('fieldset', {}, make('legend', {}, swatch, name), make('div', {}, ...choices));
+  const draws = label.brushed() === name;
+  const given = { key: `draw-${name}`, type: 'button', className: 'structure', title: 'draw this one', ariaPressed: String(draws) };
+  const named = make('button', { ...given, on: { click: () => label.take(name) } }, swatch, name);
+  const note = draws && make('span', { className: 'quiet', text: 'is drawn now' });
+  return make('fieldset', {}, make('legend', {}, named, note), make('div', {}, ...choices));
 }
 
 function handIn() {
+  const standing = label.standing();
   return [
     make(
       'div',
@@ -162,22 +179,34 @@ function handIn() {
       button('submit', 'Submit label', label.submit, { disabled: !label.current() }),
       button('measurements', 'Submit measurements', submitMeasurements, { second: true })
     ),
+    standing && make('p', { className: standing, text: STANDING[standing] }),
     make('p', { className: 'quiet time' }),
   ];
 }
 
+// What a revision says, and how it was made.
+function describe({ created_at, states, status, role, suggested_by, seconds, added_path_length }) {
+  const named = wanted => Object.keys(states).filter(name => states[name] === wanted).join(', ');
+  return [
+    new Date(created_at).toLocaleString([], { dateStyle: 'medium', timeStyle: 'medium' }),
+    named('present') || 'nothing present',
+    named('absent') && `absent: ${named('absent')}`,
+    status !== 'submitted' && status,
+    suggested_by && `began from ${suggested_by}`,
+    role === 'reader' ? `${Math.round(seconds)} s` : role,
+    added_path_length !== null && `${added_path_length} voxels of contour added`,
+  ].filter(Boolean).join(' · ');
+}
+
 function history() {
+  const shown = label.current() && drawing(label.current()).parent;
   const rows = state.history.map(revision => {
-    const drew = revision.added_path_length === null ? '' : `, path ${revision.added_path_length}`;
-    const when = new Date(revision.created_at).toLocaleString([], { dateStyle: 'short', timeStyle: 'medium' });
-    const named = value => Object.keys(revision.states).filter(name => revision.states[name] === value);
-    const found = [...named('present'), ...named('absent').map(name => `no ${name}`)].join(', ') || 'nothing annotated';
-    const from = revision.suggested_by ? ` from ${revision.suggested_by}` : '';
-    const spent = revision.role === 'reader' ? `${Math.round(revision.seconds)} s${drew}` : revision.role;
-    const text = `${revision.author}, ${when}: ${found}${from} (${revision.status}, ${spent})`;
+    const number = label.numberOf(revision);
     const open = button(`load-${revision.label_id}`, 'Load', () => label.load(revision), { second: true });
-    open.setAttribute('aria-label', `Load the label of ${revision.author} of ${when}`);
-    return make('li', {}, make('span', { text }), open);
+    open.setAttribute('aria-label', `Load revision ${number}, by ${revision.author}`);
+    const here = revision.label_id === shown && 'in the viewer';
+    const title = make('div', { text: `${number}. ${revision.author}` }, here && make('span', { className: 'quiet', text: ` – ${here}` }));
+    return make('li', {}, make('div', {}, title, make('div', { className: 'quiet', text: describe(revision) })), open);
   });
   return [
     make('h2', { text: 'History' }),
@@ -204,10 +233,10 @@ function told() {
     const waited = make('p', { role: 'status' }, `${busy} … `, make('span', { className: 'waited' }));
     return make('div', { className: 'said row' }, waited, busy === 'Auto-segment' && make('button', stop));
   }
-  if (!problem) return said && make('p', { className: 'said', role: 'status', text: said });
-  const about = problem.about ? `${problem.about}: ` : '';
-  const remedy = problem.remedy ? ` To mend it: ${problem.remedy}.` : '';
-  return make('p', { className: 'problem', role: 'alert', text: `${about}${problem.message}.${remedy}` });
+  if (!problem) return said && make('p', { className: `said ${state.done ? 'done' : ''}`, role: 'status', text: said });
+  const remedy = problem.remedy && make('div', { text: `To mend it: ${problem.remedy}.` });
+  const about = problem.about && make('div', { className: 'quiet', text: problem.about });
+  return make('div', { className: 'problem', role: 'alert' }, make('strong', { text: `${problem.message}.` }), remedy, about);
 }
 
 export class ActiveLearning extends HTMLElement {
@@ -226,10 +255,12 @@ export class ActiveLearning extends HTMLElement {
   }
 
   draw() {
-    const focused = this.root.activeElement?.dataset.key ?? this.waiting;
+    const { dataset, selectionStart, selectionEnd } = this.root.activeElement ?? {};
+    const focused = dataset?.key ?? this.waiting;
     const parts = state.project ? [who(), misread(), told(), sample(), structures(), handIn(), history(), model()] : [misread(), told()];
     this.root.replaceChildren(make('style', { text: STYLE }), ...parts.flat().filter(Boolean));
     this.focusOn(focused);
+    if (selectionStart != null) this.root.activeElement?.setSelectionRange?.(selectionStart, selectionEnd);
     this.tick();
   }
 

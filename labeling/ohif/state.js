@@ -12,10 +12,12 @@ export const state = {
   history: [],
   series: null,
   present: new Set(),
+  digest: 0,
   busy: '',
   stop: null,
   since: 0,
   said: '',
+  done: false,
   problem: null,
 };
 
@@ -26,17 +28,19 @@ export const onChange = listener => {
   return () => bus.removeEventListener('change', listener);
 };
 
-export function say(message) {
-  Object.assign(state, { said: message, problem: null });
+// `done`: it is good news, and shown as such.
+export function say(message, { done = false } = {}) {
+  Object.assign(state, { said: message, done, problem: null });
   changed();
 }
 
-// What is remembered of each segmentation in the viewer: where it came from, what was said of its structures, the digest of its
-// voxels when it came or was submitted, and the id under which it was last sent, with what.
+// What is remembered of each segmentation in the viewer: where it came from, what was said of its structures and whether that
+// is since it came or was submitted, the digest of its voxels then, and the id under which it was last sent, with what.
+const FRESH = { parent: null, suggestion: null, suggestedBy: null, stated: false, kept: null, labelId: null, sent: '' };
 const drawings = new Map();
 export function drawing(segmentationId) {
   if (!drawings.has(segmentationId)) {
-    drawings.set(segmentationId, { states: {}, parent: null, suggestion: null, suggestedBy: null, kept: null, labelId: null, sent: '' });
+    drawings.set(segmentationId, { ...FRESH, states: {} });
   }
   return drawings.get(segmentationId);
 }

@@ -1,21 +1,30 @@
 """The whole loop as a user runs it: killed in the middle, gone on with, run again; and what a user does with the result."""
 
+import base64
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import httpx
 import nibabel as nib
+import numpy as np
 import psutil
 import pytest
 import yaml
 
+from catalog import Archive
+from catalog.labels import history
 from experiments import synthetic
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.slow
 
@@ -143,3 +152,44 @@ def test_a_holdout_patient_never_trains(finished: dict[str, Any], home: Path) ->
     )
     rows = json.loads(run("sql", query, "--json", home=home).stdout)["rows"]
     assert {row["role"] for row in rows} == {"train"}
+
+
+@pytest.fixture(scope="module")
+def addresses(finished: dict[str, Any], home: Path) -> Iterator[dict[str, str]]:
+    """What `voxloop up` prints on the demo's home."""
+    assert finished["champion"]
+    ports = [word for name in ("--port", "--mlflow-port", "--endpoint-port") for word in (name, "0")]
+    with subprocess.Popen(command("up", "--json", *ports, home=home), stdout=subprocess.PIPE, text=True) as up:
+        assert up.stdout is not None
+        yield json.loads(up.stdout.readline())
+        up.send_signal(signal.SIGINT)
+
+
+def test_a_reader_submits_what_the_champion_that_is_served_suggests(
+    page: "Page",
+    drawn: Callable[[Archive, str], np.ndarray],
+    addresses: dict[str, str],
+    finished: dict[str, Any],
+    home: Path,
+    cohort: Path,
+) -> None:
+    archive = Archive(home)
+    series = archive.sql("select min(series_uid) as uid from predictions")["uid"][0].as_py()  # that nobody has labelled
+    item = {"reference": {"series": series}, "outputs": ["labelmap"]}
+    asked = httpx.post(addresses["endpoint"], json={"dataframe_records": [item]}, timeout=120, trust_env=False)
+    (answer,) = asked.json()["predictions"]
+    labelmap = answer["result"]["labelmap"]
+    wanted = np.frombuffer(zlib.decompress(base64.b64decode(labelmap["data"])), np.uint8).reshape(labelmap["shape"])
+    assert answer["version"] == finished["champion"] and wanted.any()
+
+    page.goto(f"{addresses['viewer']}/label?StudyInstanceUIDs={archive.sources(series)[0].StudyInstanceUID}")
+    panel = page.locator("voxloop-panel")
+    panel.get_by_label("Reader").fill("Ada")
+    panel.get_by_role("button", name="Auto-segment").click()
+    panel.get_by_text(f"Suggested by voxloop-{cohort.name} version {answer['version']}").wait_for()
+    assert np.array_equal(drawn(archive, series), wanted)
+    panel.get_by_role("button", name="Submit label").click()
+    panel.get_by_text("Submitted in").wait_for()
+    (label,) = history(archive, cohort.name, series)
+    assert (label.author, label.suggested_by) == ("Ada", f"voxloop-{cohort.name}/{answer['version']}")
+    assert (label.voxels_changed, label.added_path_length) == (0, 0)
