@@ -189,8 +189,8 @@ def shown(files: Sequence[_File], spark: "SparkSession | None" = None) -> dict[s
 
 
 def differing(first: str, second: str, *, but: Collection[int] = ()) -> list[int]:
-    """The tags of the attributes, but those in ``but``, in which the data sets of two files differ, however they are encoded;
-    PIXEL_DATA where their pixels alone do.
+    """The tags of the attributes, but those in ``but``, in which the data sets of two files differ, however they are encoded,
+    first of those that say what is shown; PIXEL_DATA where their pixels alone do.
 
     Raises OSError, or CatalogError where one cannot be read.
     """
@@ -199,7 +199,8 @@ def differing(first: str, second: str, *, but: Collection[int] = ()) -> list[int
     if one.first(_SYNTAX) != two.first(_SYNTAX):
         left_out |= _COLOURS
     theirs, ours = _values(first, one), _values(second, two)
-    tags = sorted(file_tag(tag) for tag in {**theirs, **ours} if tag not in left_out and theirs.get(tag) != ours.get(tag))
+    unlike = [tag for tag in {**theirs, **ours} if tag not in left_out and theirs.get(tag) != ours.get(tag)]
+    tags = [file_tag(tag) for tag in sorted(unlike, key=lambda tag: (tag not in _PLACE, file_tag(tag)))]
     pixels = [] if tags else [found.pixels if (found := _shown(_File(path, "", None))) else path for path in (first, second)]
     return [PIXEL_DATA] if len(set(pixels)) > 1 else tags
 

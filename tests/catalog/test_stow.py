@@ -156,7 +156,7 @@ def test_storing_again_adds_nothing(studies: str, archive: Archive, image: Any) 
         ({"ContentDate": "20240203"}, "differs in ContentDate: give it a new UID"),
         (
             {"PatientID": "P9", "PatientName": "N", "StudyDate": "20240203", "StudyDescription": "new"},
-            "differs in StudyDate, 3 more: give it a new UID",
+            "differs in PatientID, StudyDate, 2 more: give it a new UID",
         ),
     ],
 )
