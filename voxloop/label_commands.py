@@ -34,10 +34,10 @@ def import_labels(
     json: JsonOption = False,
 ) -> None:
     """Make label revisions of DICOM SEG, RT Structure Sets and NIfTI masks of a project's series; again adds nothing."""
-    from catalog import Project
     from catalog import import_labels as take
+    from voxloop.projects import load
 
-    loaded, chosen = Project.load(project), dict(map(_pair, mapping or ()))
+    loaded, chosen = load(project), dict(map(_pair, mapping or ()))
     archive = open_archive(existing(home))
     told: dict[str, Any] = {"series": series, "mapping": chosen, "threshold": threshold, "author": author, "status": status}
     with console.stage("import labels") as report:

@@ -205,6 +205,8 @@ def test_cases_are_listed_with_the_reasons(tmp_path: Path) -> None:
     assert none.returncode == 0 and "no volume fits channel image" in none.stderr
     assert "Modality is MR, not CT" in none.stderr
     refused(voxloop("cases", tmp_path / "no.yaml", home=tmp_path / "home"), tmp_path / "no.yaml")
+    (tmp_path / "slip.yaml").write_text(PROJECT % "MR" + "plan: {stepz: 4}")
+    refused(voxloop("cases", tmp_path / "slip.yaml", home=tmp_path / "home"), "slip.yaml", "stepz", "steps, ")
 
 
 def test_a_receipt_of_no_prediction(tmp_path: Path) -> None:
