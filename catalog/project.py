@@ -1,5 +1,7 @@
 """A project: one YAML file that names the cohort, the label set, the plan, the split and the model."""
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,9 +75,8 @@ class Project:
         except FileNotFoundError:
             raise CatalogError("no such project file", about=str(path), remedy="check the path") from None
         except pydantic.ValidationError as problem:
-            first = problem.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise CatalogError(f"{where}: {first['msg']}", about=str(path), remedy="mend the project file") from None
+            said, remedy = _told(problem.errors())
+            raise CatalogError(said, about=str(path), remedy=remedy) from None
         except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as problem:
             said = f"not YAML: {' '.join(str(problem).split())}"
             raise CatalogError(said, about=str(path), remedy="mend the project file") from None
@@ -95,7 +96,11 @@ class Project:
 
     def series(self, archive: "Archive") -> list[Case]:
         """What the cohort's SQL gives, each series a case, by SeriesInstanceUID. CatalogError as ``cases``."""
-        found = archive.sql(self.cohort)
+        try:
+            found = archive.sql(self.cohort)
+        except CatalogError as problem:
+            said = f"cohort: {problem.problem}"
+            raise CatalogError(said, about=f"project {self.key}", remedy=f"mend its SQL; {problem.remedy}") from None
         lacking = [column for column in _COLUMNS if column not in found.column_names]
         if lacking:
             remedy = f"select {', '.join(_COLUMNS)}"
@@ -192,6 +197,45 @@ class _File(_Strict):
         split = Split(self.split.validation, self.split.holdout, self.split.seed)
         channels = tuple(channel.channel() for channel in self.channels)
         return Project(self.key, self.cohort, _label_set(self.label_set), self.plan, split, self.model, self.margin, channels)
+
+
+def _told(problems: Sequence[Any]) -> tuple[str, str]:
+    """The first of pydantic's problems in plain words, and the remedy. A field that there is none of goes first: it may be
+    another's slip."""
+    first = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
+    *above, name = [str(part) for part in first["loc"]] or [""]
+    where = ".".join((*above, name)) or "the file"
+    match first["type"]:
+        case "extra_forbidden":
+            known = list(_model(above).model_fields)
+            meant = difflib.get_close_matches(name, known, 1)
+            remedy = f"did you mean {meant[0]}?" if meant else f"the fields are {', '.join(known)}"
+            return f"{where}: there is no such field", remedy
+        case "missing":
+            return f"{where}: is missing", "add it; docs/project.md shows a whole file"
+        case "string_type":
+            quote = isinstance(first["input"], int | float)
+            return f"{where}: {first['input']!r} is no text", "put it in quotes" if quote else "mend the project file"
+        case "string_pattern_mismatch":
+            return f"{where}: {first['input']!r} is no name", "letters, digits, . _ - and at the front no sign"
+        case "model_type" | "dict_type":
+            return f"{where}: no fields and values", "docs/project.md shows a whole file"
+        case "value_error":
+            return f"{where}: {first['ctx']['error']}", "mend the project file"
+    said = first["msg"].replace("Input", repr(first["input"])).replace("valid tuple", "list").partition(", unable")[0]
+    return f"{where}: {said}", "mend the project file"
+
+
+def _model(above: Sequence[str]) -> type[_Strict]:
+    """The model at a path of a file, such as label_set.structures.0."""
+    inner: dict[str, type[_Strict]] = {
+        "label_set": _LabelSetIn,
+        "structures": _StructureIn,
+        "split": _SplitIn,
+        "channels": _ChannelIn,
+    }
+    names = [part for part in above if part in inner]
+    return inner[names[-1]] if names else _File
 
 
 def _label_set(given: _LabelSetIn) -> LabelSet:

@@ -111,14 +111,27 @@ class Plan:
         }
         if overrides.get("network", "UNet") != "UNet" or overrides.get("task", "segmentation") != "segmentation":
             derived["network_args"] = {}  # the default ones are the small UNet's
-        for name in ("structures", "values", "channels"):
-            if name in overrides:
-                whose = "project" if name == "channels" else "label set"
-                raise DataError(f"{name} follows from the {whose}", about="plan", remedy=f"take {name} out of the plan")
+        cls.check(overrides)
         spacing = cls.from_dict({**derived, "patch": [1, 1, 1], **overrides}).spacing
         sizes = [n * old / new for n, old, new in zip(fingerprint.shape, fingerprint.spacing, spacing, strict=True)]
         derived["patch"] = [min(LARGEST_PATCH, max(1, int(size / DIVISOR)) * DIVISOR) if size >= 2 else 1 for size in sizes]
         return cls.from_dict({**derived, **overrides})
+
+    @classmethod
+    def check(cls, overrides: Mapping[str, Any]) -> None:
+        """DataError that names an override which is no field of a plan, or the label set's or the project's to say."""
+        cls._check_names(overrides)
+        for name in ("structures", "values", "channels"):
+            if name in overrides:
+                whose = "project" if name == "channels" else "label set"
+                raise DataError(f"{name} follows from the {whose}", about="plan", remedy=f"take {name} out of the plan")
+
+    @classmethod
+    def _check_names(cls, given: Mapping[str, Any]) -> None:
+        known = {item.name for item in fields(cls)}
+        unknown = sorted(str(name) for name in given if name not in known)
+        if unknown:
+            raise DataError(f"unknown key {', '.join(unknown)}", about="plan", remedy=f"a plan has {', '.join(sorted(known))}")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON stores it."""
@@ -131,10 +144,7 @@ class Plan:
 
         One ``normalization`` stands for all channels.
         """
-        known = {item.name for item in fields(cls)}
-        unknown = sorted(str(name) for name in stored if name not in known)
-        if unknown:
-            raise DataError(f"unknown key {', '.join(unknown)}", about="plan", remedy=f"a plan has {', '.join(sorted(known))}")
+        cls._check_names(stored)
         given = dict(stored)
         if isinstance(given.get("normalization"), str):
             given["normalization"] = [given["normalization"]] * len(given.get("channels", ("image",)))

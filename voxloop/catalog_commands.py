@@ -281,9 +281,10 @@ def cases(
     json: JsonOption = False,
 ) -> None:
     """List the cases that a project's rules make of its cohort, and the studies that they refuse, with the reason."""
-    from catalog import Project, examine
+    from catalog import examine
+    from voxloop.projects import load
 
-    rules = Project.load(project)
+    rules = load(project)
     names = [channel.name for channel in rules.channels] or ["image"]
     studies = list(examine(open_archive(existing(home)), rules))
     listed = [(case, dict(zip(names, case.refs, strict=True))) for study in studies for case in study.cases]

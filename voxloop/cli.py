@@ -49,12 +49,12 @@ def receipt(
 @guarded
 def batch_infer(project: ProjectArgument, home: HomeOption = None, json: JsonOption = False) -> None:
     """Predict every series of a project's cohort that has no label, with its champion; store SEG and receipts."""
-    from catalog import Project
     from serving import batch_infer as predict
     from voxloop.home import only_one
+    from voxloop.projects import load
     from voxloop.tracking import tracking_server
 
-    settings, loaded = read(home), Project.load(project)
+    settings, loaded = read(home), load(project)
     archive = open_archive(settings)
     servers = (only_one(settings.home), tracking_server(settings))
     with servers[0], servers[1] as uri, spark_session(settings) as spark, console.stage("predict") as report:
@@ -77,11 +77,11 @@ def gate(
     json: JsonOption = False,
 ) -> None:
     """Compare a version with the champion on the holdout, and keep the evidence."""
-    from catalog import Project
     from serving import Registry, evaluate
+    from voxloop.projects import load
     from voxloop.tracking import tracking_server
 
-    settings, loaded = read(home), Project.load(project)
+    settings, loaded = read(home), load(project)
     archive = open_archive(settings)
     with tracking_server(settings) as uri, console.stage("compare on the holdout") as report:
         evidence = evaluate(archive, loaded, Registry(uri), version, progress=report)

@@ -20,6 +20,7 @@ from training import LocalLauncher
 from voxloop import console
 from voxloop.endpoint import ask, endpoint
 from voxloop.errors import FrontDoorError
+from voxloop.projects import load
 from voxloop.revision import code_revision
 from voxloop.settings import Settings, sqlite_url
 from voxloop.spark import start
@@ -152,7 +153,7 @@ def _project(home: Path, cohort: Cohort) -> Project:
         written = path.with_suffix(".tmp")
         written.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
         written.replace(path)
-    return Project.load(path)
+    return load(path)
 
 
 def _rounds(settings: Settings, place: Workplace, rounds: int, clock: Clock, stack: ExitStack) -> list[dict[str, Any]]:

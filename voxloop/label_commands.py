@@ -1,6 +1,6 @@
 """The commands over labels that exist already."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,10 +34,10 @@ def import_labels(
     json: JsonOption = False,
 ) -> None:
     """Make label revisions of DICOM SEG, RT Structure Sets and NIfTI masks of a project's series; again adds nothing."""
-    from catalog import Project
     from catalog import import_labels as take
+    from voxloop.projects import load
 
-    loaded, chosen = Project.load(project), dict(map(_pair, mapping or ()))
+    loaded, chosen = load(project), dict(map(_pair, mapping or ()))
     archive = open_archive(existing(home))
     told: dict[str, Any] = {"series": series, "mapping": chosen, "threshold": threshold, "author": author, "status": status}
     with console.stage("import labels") as report:
@@ -75,17 +75,17 @@ def _pair(told: str) -> tuple[str, str]:
 
 def _show(done: "LabelImport") -> None:
     """A row a source that was taken, a line a source that was not."""
+    taken = [one for one in done.sources if one.outcome != "refused"]
     rows = [
         {
-            "source": Path(one.source).name,
+            "source": shown,
             "kind": one.kind,
             "series": one.series_uid,
             "outcome": one.outcome,
             "structures": [_said(name, state, one.volumes_ml) for name, state in one.states.items()],
             "not matched": one.unmatched,
         }
-        for one in done.sources
-        if one.outcome != "refused"
+        for one, shown in zip(taken, told_apart([one.source for one in taken]), strict=True)
     ]
     console.records(rows)
     for one in done.sources:
@@ -96,6 +96,17 @@ def _show(done: "LabelImport") -> None:
     counts = {outcome: done.count(outcome) for outcome in ("added", "already", "refused")}
     over = f"; {done.passed_over} files outline nothing" if done.passed_over else ""
     console.note(f"{counts['added']} added, {counts['already']} there already, {counts['refused']} refused{over}")
+
+
+def told_apart(sources: Sequence[str]) -> list[str]:
+    """The name of each file, with as many of its folders as tell it from the others."""
+    parts = [Path(source).parts for source in sources]
+    told = []
+    for own in parts:
+        others = {other for other in parts if other != own}
+        depth = next((n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others)), len(own))
+        told.append(str(Path(*own[-depth:])))
+    return told
 
 
 def _said(name: str, state: str, volumes_ml: Mapping[str, float]) -> str:

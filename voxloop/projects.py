@@ -6,13 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catalog import CatalogError, Project
+from datamodules import DataError, Plan
 
-__all__ = ["ProjectFiles", "projects_of"]
+__all__ = ["ProjectFiles", "load", "projects_of"]
+
+
+def load(path: str | Path) -> Project:
+    """``Project.load``, with the names of its plan's fields looked at too: a slip is told before Spark starts."""
+    project = Project.load(path)
+    try:
+        Plan.check(project.plan)
+    except DataError as problem:
+        raise CatalogError(f"plan: {problem.problem}", about=str(path), remedy=problem.remedy) from None
+    return project
 
 
 def projects_of(home: Path, named: Path | None = None) -> list[Project]:
     """The projects of a home, ``named`` first, wherever its file is; a CatalogError names the file that cannot be one."""
-    return [Project.load(path) for path in _paths(home, named)]
+    return [load(path) for path in _paths(home, named)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class ProjectFiles:
             stamp = status.st_mtime_ns, status.st_size, status.st_ino
             if before and before.stamp == stamp:
                 return before
-            return _Read(stamp, Project.load(path))
+            return _Read(stamp, load(path))
         except OSError as error:
             remedy = "let the server read it, or take it away"
             problem = CatalogError(f"cannot be read: {error.strerror}", about=str(path), remedy=remedy)

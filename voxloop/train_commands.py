@@ -95,9 +95,10 @@ def training_set(settings: Settings, source: Path, *, fold: int | None = None) -
         return TrainingSet.of_dataset(source)
     if source.is_dir():
         return TrainingSet.of_folder(source, fold=fold)
-    from catalog import Project
 
-    project = Project.load(source)
+    from voxloop.projects import load
+
+    project = load(source)
     return TrainingSet.of_project(open_archive(existing(settings.home)), project, fold=fold)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catalog import Project
 from serving import Registry, ServingError
 from voxloop import console
 from voxloop.access import Rules
@@ -18,7 +17,7 @@ from voxloop.errors import FrontDoorError
 from voxloop.home import held, only_one
 from voxloop.processes import LOOPBACK, answers, free_port, last_line
 from voxloop.programs import HOPELESS, Program, Supervisor, states
-from voxloop.projects import projects_of
+from voxloop.projects import load, projects_of
 from voxloop.settings import Settings
 from voxloop.tracking import announce, running_server, server_command, withdraw, without_password
 from voxloop.viewer import installed
@@ -60,7 +59,7 @@ def serve(
     if not settings.home.exists():
         console.note(f"made a new home {settings.home}")
     with only_one(settings.home / "run"), ExitStack() as stack:
-        at = _addresses(settings, Project.load(chosen).model if chosen else "", host, port, mlflow_port, endpoint_port)
+        at = _addresses(settings, load(chosen).model if chosen else "", host, port, mlflow_port, endpoint_port)
         programs = _programs(settings, at, project)
         environment = {**settings.environment(), "VOXLOOP_TRACKING_URI": at.mlflow}
         supervisor = stack.enter_context(Supervisor(settings.home, programs, environment))

@@ -83,6 +83,33 @@ def test_a_field_that_does_not_fit_is_named(change: tuple[str, str], field: str,
     assert "\n" not in str(caught.value) and "p.yaml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ((TEXT, ""), "the file: no fields and values (docs/project.md"),
+        (("key: abdomen", "kee: abdomen"), "kee: there is no such field (did you mean key?)"),
+        (("margin: 0.02", "foo: 1"), "foo: there is no such field (the fields are key, cohort, label_set, plan, split"),
+        (("color: [", "colour: ["), "label_set.structures.0.colour: there is no such field (did you mean color?)"),
+        (("key: abdomen\n", ""), "key: is missing (add it"),
+        (('"10200004"', "10200004"), "label_set.structures.0.code.1: 10200004 is no text (put it in quotes)"),
+        (("key: abdomen", "key: a b"), "key: 'a b' is no name (letters"),
+        (("value: 1", "value: x"), "label_set.structures.0.value: 'x' should be a valid integer (mend"),
+        (("    - {", "    - {name: b, value: 2, code: [a, b, c], color: [1, 2, 3]}\n    - {"), "label_set: structures need"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_plain_words_with_the_remedy(change: tuple[str, str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(TEXT.replace(*change, 1))
+    with pytest.raises(CatalogError) as caught:
+        Project.load(tmp_path / "p.yaml")
+    assert f"p.yaml: {said}" in str(caught.value)
+
+
+def test_sql_that_is_refused_is_said_to_be_the_cohorts(project: Project, home: Path) -> None:
+    wrong = Project("k", "SELECT a\nFROM nowhere", project.label_set, {}, project.split, "m", 0.1)
+    with pytest.raises(CatalogError, match=r"^project k: cohort: .*nowhere"):
+        wrong.cases(Archive(home))
+
+
 def test_cases_are_the_image_series_of_the_cohort(project: Project, stored: Stored) -> None:
     archive, uid = stored()
     assert [(case.series_uid, case.patient_id) for case in project.cases(archive)] == [(uid, "P1")]

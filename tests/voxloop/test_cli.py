@@ -16,6 +16,7 @@ import pydicom
 import pytest
 
 from catalog import Archive, write_series
+from voxloop.label_commands import told_apart
 
 VOXLOOP = [sys.executable, "-m", "voxloop"]
 
@@ -205,6 +206,8 @@ def test_cases_are_listed_with_the_reasons(tmp_path: Path) -> None:
     assert none.returncode == 0 and "no volume fits channel image" in none.stderr
     assert "Modality is MR, not CT" in none.stderr
     refused(voxloop("cases", tmp_path / "no.yaml", home=tmp_path / "home"), tmp_path / "no.yaml")
+    (tmp_path / "slip.yaml").write_text(PROJECT % "MR" + "plan: {stepz: 4}")
+    refused(voxloop("cases", tmp_path / "slip.yaml", home=tmp_path / "home"), "slip.yaml", "stepz", "steps, ")
 
 
 def test_a_receipt_of_no_prediction(tmp_path: Path) -> None:
@@ -256,6 +259,16 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert not [path for path in files(tmp_path / "home") if path.suffix == ".dcm"]
     finally:
         subprocess.run(["umount", str(tmp_path / "home")], check=True)
+
+
+def test_sources_of_one_name_are_told_apart_by_their_folders() -> None:
+    assert told_apart(["/a/b.nii", "/a/c.nii"]) == ["b.nii", "c.nii"]
+    assert told_apart(["/in/p1/seg/0001.dcm", "/in/p2/seg/0001.dcm", "/in/p2/x.dcm"]) == [
+        "p1/seg/0001.dcm",
+        "p2/seg/0001.dcm",
+        "x.dcm",
+    ]
+    assert told_apart(["/a/0001.dcm", "/a/0001.dcm"]) == ["0001.dcm", "0001.dcm"]
 
 
 def test_masks_of_a_cohort_become_labels(tmp_path: Path) -> None:

@@ -42,6 +42,16 @@ def test_what_did_not_change_is_not_read_again(tmp_path: Path) -> None:
     assert before is after
 
 
+@pytest.mark.parametrize(("plan", "said"), [("{stepz: 4}", "plan: unknown key stepz"), ("{channels: [a]}", "channels follows")])
+def test_a_plan_with_a_field_that_it_cannot_have_is_refused(tmp_path: Path, plan: str, said: str) -> None:
+    path = write(tmp_path, "a.yaml", "a")
+    path.write_text(path.read_text() + f"plan: {plan}\n")
+    with pytest.raises(CatalogError, match=said) as caught:
+        projects_of(tmp_path)
+    assert caught.value.about == str(path)
+    assert told(ProjectFiles(tmp_path))[0] == {}
+
+
 def test_a_broken_file_takes_no_project_down_and_is_named_until_it_is_mended(tmp_path: Path) -> None:
     files = ProjectFiles(tmp_path)
     write(tmp_path, "good.yaml", "good")
@@ -53,7 +63,7 @@ def test_a_broken_file_takes_no_project_down_and_is_named_until_it_is_mended(tmp
     edited.write_text(edited.read_text().replace("model: m", "modell: n"))
     known, problems = told(files)
     assert known == {"edited": "m", "good": "m"}
-    assert [("edited.yaml: model: Field required; until then the project stays as it was" in one) for one in problems] == [
+    assert [("edited.yaml: modell: there is no such field; until then the project stays as it was" in one) for one in problems] == [
         True,
         False,
     ]
