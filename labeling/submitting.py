@@ -56,14 +56,14 @@ def take(
     does not fit or nothing is annotated.
     """
     label_id = str(told.label_id)
-    if told.status != "draft" and set(told.states.values()) <= {"not_annotated"}:
-        remedy = "draw a structure, or say of one that it is absent"
-        raise Refused(422, "the label says nothing: no structure is annotated", about=told.series, remedy=remedy)
     if revision(archive, label_id) is None and told.series not in {case.series_uid for case in project.cases(archive)}:
         remedy = f"open a series of its cohort: voxloop cases --explain says what is in that of {project.key}"
         raise Refused(422, "the series is no case of the project", about=told.series, remedy=remedy)
     grid = archive.geometry(told.series)
     array = _decoded(archive, project, told, sent) if dicom else _unpacked(archive, project, told, sent)
+    if told.status != "draft" and set(told.states.values()) <= {"not_annotated"}:
+        remedy = "draw a structure, or say of one that it is absent"
+        raise Refused(422, "the label says nothing: no structure is annotated", about=told.series, remedy=remedy)
     mask = hd.Volume(array, grid.affine, "PATIENT", frame_of_reference_uid=grid.frame_of_reference_uid)
     began = _suggested(masks, told)
     submission = Submission(
