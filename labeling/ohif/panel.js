@@ -33,6 +33,7 @@ button.structure[aria-pressed='true'] { border-color: #5acce6; background: #0c1a
 .swatch { width: 10px; height: 10px; border-radius: 2px; display: inline-block; }
 .problem { border-left: 3px solid #ff6b6b; background: #3a1020; padding: 6px 8px; margin: 8px 0; overflow-wrap: anywhere; }
 .problem strong { display: block; font-weight: 600; }
+.problem strong::first-letter { text-transform: uppercase; }
 .said { border-left: 3px solid #5acce6; background: #0c1a3a; padding: 6px 8px; margin: 8px 0; }
 .said.done { border-color: #7bd88f; background: #0c2a20; }
 .submitted { color: #7bd88f; }

@@ -454,6 +454,10 @@ def test_label_and_prediction_stand_side_by_side_from_a_link(page: "Page", site:
     page.locator("canvas").first.hover()
     page.mouse.wheel(0, 100)
     until(page, lambda: {side[2] for side in page.evaluate(SIDES)} == {most + 1})
+    page.evaluate("commandsManager.runCommand('setViewportGridLayout', { numRows: 1, numCols: 1 })")
+    until(page, lambda: len(page.evaluate(SIDES)) == 1)
+    press(page, "Compare with the model")
+    until(page, lambda: page.evaluate(SIDES) == [["Label of Grace", 2, most + 1], ["Prediction of phantoms/7", 2, most + 1]])
 
 
 def predict(site: Site, series: str, mask: hd.Volume) -> None:
