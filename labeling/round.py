@@ -136,11 +136,14 @@ class Round:
         place = self.place
         series = [choice["series_uid"] for choice in choices]
         known = current(place.archive, place.project.key)
+        reference: set[str] = set()
         if self.number == 1:
-            reference = [uid for uid, role in freeze(place.archive, place.project).items() if role != "train"]
+            reference = {uid for uid, role in freeze(place.archive, place.project).items() if role != "train"}
             series = sorted(reference) + series
         todo = [uid for uid in series if uid not in known]
-        with place.watch(f"label {len(todo)} series") as report:
+        apart = len(reference.intersection(todo))
+        of_them = f", {apart} of them the reference (validation and holdout)" if apart else ""
+        with place.watch(f"label {len(todo)} series{of_them}") as report:
             for done, uid in enumerate(todo, start=1):
                 started = time.perf_counter()
                 submission = place.reader.label(uid, None)

@@ -26,7 +26,7 @@ KEPT = 256
 """Suggestions that are remembered."""
 
 _log = logging.getLogger(__name__)
-_START = "voxloop up serves a model once one is promoted (voxloop train, voxloop gate); voxloop status says what runs"
+_START = "voxloop up serves a model once one is promoted; voxloop status says what runs"
 
 
 @dataclass(frozen=True)

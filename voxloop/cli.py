@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -235,9 +234,8 @@ def demo(
     settings = read(home)
     with only_one(settings.home):
         summary = play(settings, cohort=cohort, rounds=rounds)
-    console.note(
-        f"See the runs side by side: {Path(sys.argv[0]).name} up" + (f" --home {home}" if home else "") + "  (or: make up)"
-    )
+    words = "voxloop up" + (f" --home {home}" if home else "")
+    console.note(f"See the runs side by side, and label the next series yourself (docs/label.md): {words}  (or: make up)")
     console.emit(summary)
 
 

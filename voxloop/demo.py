@@ -92,6 +92,7 @@ def play(settings: Settings, *, cohort: Path | None, rounds: int) -> dict[str, A
             viewer_url=settings.viewer,
             watch=console.stage,
         )
+        console.note("  the reader is simulated: it reveals the label that the cohort has of each series")
         results = _rounds(settings, place, rounds, clock, stack)
         summary = _predict(place, spark, clock)
     cases = project.cases(archive)

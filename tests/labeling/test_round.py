@@ -1,6 +1,7 @@
 """Rounds on a real Spark and a real MLflow server: what a round leaves, that it may be repeated, and that labels matter."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,19 @@ def test_a_round_labels_trains_judges_promotes_and_scores(place: Workplace) -> N
     for name in ("labels", "dice", "version", "run_id", "champion"):
         assert again[name] == result[name], name
     assert current(place.archive, place.project.key) == known
+
+
+def test_the_first_round_says_how_many_labels_are_the_reference(place: Workplace) -> None:
+    titles: list[str] = []
+
+    def watch(title: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        titles.append(title)
+        return nullcontext(lambda done, total: None)
+
+    first = Round(replace(place, watch=watch), 1, 4)
+    first._label(first._next()["choices"])
+    apart = sum(role != "train" for role in freeze(place.archive, place.project).values())
+    assert titles == [f"label {4 + apart} series, {apart} of them the reference (validation and holdout)"]
 
 
 def test_the_next_round_takes_the_series_of_most_doubt(place: Workplace) -> None:

@@ -97,6 +97,7 @@ def finished(killed: list[psutil.Process], home: Path, cohort: Path) -> dict[str
     psutil.wait_procs(killed, timeout=30)
     done = run("demo", "--cohort", cohort, "--rounds", "2", home=home)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "the reader is simulated" in done.stderr and "docs/label.md" in done.stderr
     summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return summary
 
