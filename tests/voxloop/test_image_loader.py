@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "transfer_syntaxes"
 STUDY = "1.2.826.0.1.3680043.8.498.1"
 FRAMES = "wadors:{url}/dicomweb/studies/{study}/series/{series}/instances/{instance}/frames/1"
-FILE = "wadouri:{url}/dicomweb/wado?requestType=WADO&studyUID={study}&seriesUID={series}&objectUID={instance}"
+FILE = "wadouri:{url}/dicomweb/wado?requestType=WADO&studyUID={study}&seriesUID={series}&objectUID={instance}&transferSyntax=*"
 
 LOAD = """async ids => await Promise.all(ids.map(async id => {
   try {
@@ -139,7 +139,10 @@ def differs(image: dict[str, Any], files: dict[str, pydicom.Dataset], name: str)
         return "" if image["data"] else "it is empty"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old files
-        wanted = pixel_array(files[ORIGINAL.get(name, name)], index=0)
+        try:
+            wanted = pixel_array(files[ORIGINAL.get(name, name)], index=0)
+        except (NotImplementedError, RuntimeError):
+            return "pydicom cannot decode it: there is nothing to compare it with"
     values = np.frombuffer(base64.b64decode(image["data"]), TYPES[image["type"]]).astype(float)
     if values.size != wanted.size:
         return f"{values.size} values, not {wanted.size}"
