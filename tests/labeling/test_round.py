@@ -78,9 +78,10 @@ def test_the_first_round_says_how_many_labels_are_the_reference(place: Workplace
         titles.append(title)
         return nullcontext(lambda done, total: None)
 
-    first = Round(replace(place, watch=watch), 1, 4)
+    project = replace(place.project, key="told")  # nobody labelled for it yet
+    first = Round(replace(place, project=project, watch=watch), 1, 4)
     first._label(first._next()["choices"])
-    apart = sum(role != "train" for role in freeze(place.archive, place.project).values())
+    apart = sum(role != "train" for role in freeze(place.archive, project).values())
     assert titles == [f"label {4 + apart} series, {apart} of them the reference (validation and holdout)"]
 
 
