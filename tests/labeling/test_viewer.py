@@ -282,7 +282,7 @@ def test_what_the_model_cannot_do_is_said_with_the_remedy(page: "Page", site: Si
         press(page, "Auto-segment")
         told = panel(page).get_by_role("alert")
         told.wait_for()
-        assert "the series is too short" in told.inner_text()
+        assert "the series is too short" in told.inner_text().lower()
     finally:
         site.endpoint.refuse = ""
 
