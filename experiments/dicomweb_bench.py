@@ -46,9 +46,8 @@ def frames(folder: Path, *, n: int = 200, rounds: int = 5) -> BenchResult:
     """
     archive = _archive(folder, n, SIDE)
     with served(archive) as address, tempfile.TemporaryDirectory() as scratch, httpx.Client(base_url=address) as client:
-        paths = [urlsplit(one["00081190"]["Value"][0]).path + "/frames/1" for one in client.get("/dicomweb/instances").json()][
-            :n
-        ]
+        found = client.get("/dicomweb/instances", params={"limit": n}).json()
+        paths = [urlsplit(one["00081190"]["Value"][0]).path + "/frames/1" for one in found]
         answers = []
         for path in paths:
             reply = client.get(path, headers={"Accept": ACCEPT})

@@ -29,7 +29,7 @@ EVAL = "'unsafe-eval'"
 """The build makes functions of text: its codecs (JPEG-LS, JPEG 2000) in workers, which live by the policy of their own file,
 and what reads a segmentation in the page."""
 
-POLICY = "content-security-policy"
+_POLICY = "content-security-policy"
 FOR_EVER = "public, max-age=31536000, immutable"
 _HASHED = re.compile(r"[.-][0-9a-f]{16,}\.|^[0-9a-f]{20}\.")
 _TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm", ".map": "application/json"}
@@ -89,9 +89,9 @@ class Viewer(StaticFiles):
         path = Path(full_path)
         headers = {"Cache-Control": FOR_EVER if _HASHED.search(path.name) else "no-cache", "Vary": "Accept-Encoding"}
         if path == self.index:
-            headers[POLICY] = policy({"script-src": f"{EVAL} {_scripts(path.read_text())}"})
+            headers[_POLICY] = policy({"script-src": f"{EVAL} {_scripts(path.read_text())}"})
         elif path.suffix in (".js", ".mjs"):
-            headers[POLICY] = policy({"script-src": EVAL})
+            headers[_POLICY] = policy({"script-src": EVAL})
         shorter = path.with_name(path.name + ".gz")
         if "gzip" in Headers(scope=scope).get("accept-encoding", "") and shorter.is_file():
             headers["Content-Encoding"] = "gzip"
@@ -106,8 +106,8 @@ def _unless_known(files: StaticFiles, response: FileResponse, scope: Scope) -> R
     if not files.is_not_modified(response.headers, Headers(scope=scope)):
         return response
     known = NotModifiedResponse(response.headers)
-    if POLICY in response.headers:  # a browser puts the headers of this answer in the place of those that it kept
-        known.headers[POLICY] = response.headers[POLICY]
+    if _POLICY in response.headers:  # a browser puts the headers of this answer in the place of those that it kept
+        known.headers[_POLICY] = response.headers[_POLICY]
     return known
 
 
