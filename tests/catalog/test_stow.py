@@ -308,6 +308,15 @@ def test_multiparts_are_written_in_many_ways(
     assert [path.read_bytes() for path in files(archive)] == [one]
 
 
+def cut(whole: bytes, size: int, folder: Path) -> list[bytes]:
+    """The parts of a body that comes in pieces of ``size``."""
+    folder.mkdir()
+    parts = Parts(folder, boundary=b"XX", largest=1000, most=10)
+    for start in range(0, len(whole), size):
+        parts.write(whole[start : start + size])
+    return [part.path.read_bytes() for part in parts.finish()]
+
+
 @pytest.mark.parametrize(
     "preamble", [b"", b"\r\n", b"This is a multipart message.\r\n", b"--XY\r\n--X\r\n" * 99, b"text--XX\r\n\r\n"]
 )
@@ -316,12 +325,7 @@ def test_a_preamble_and_blanks_after_a_boundary_are_no_content(preamble: bytes, 
     sent = [b"a", b"\r\n--XX-\r\n", b"--XX"]
     whole = preamble + body(sent, b"").replace(b"--XX\r\n\r\n", b"--XX%b\r\n\r\n" % blanks) + b"an epilogue"
     for size in (1, 7, len(whole)):
-        folder = tmp_path / str(size)
-        folder.mkdir()
-        parts = Parts(folder, boundary=b"XX", largest=1000, most=10)
-        for start in range(0, len(whole), size):
-            parts.write(whole[start : start + size])
-        assert [part.path.read_bytes() for part in parts.finish()] == sent
+        assert cut(whole, size, tmp_path / str(size)) == sent
 
 
 def test_a_preamble_is_skipped_by_the_server(studies: str, archive: Archive, image: Any) -> None:
@@ -341,12 +345,7 @@ def test_parts_are_the_same_however_the_stream_is_cut(tmp_path: Path) -> None:
     sent = [b"a", b"", b"\r\n--X", b"one\r\n--XY\r\n\r\ntwo--XX\r\n--X-\r\n", b"\r\n", b"last\r"]
     whole = body(sent, b"")
     for size in range(1, len(whole) + 1):
-        folder = tmp_path / str(size)
-        folder.mkdir()
-        parts = Parts(folder, boundary=b"XX", largest=1000, most=10)
-        for start in range(0, len(whole), size):
-            parts.write(whole[start : start + size])
-        assert [part.path.read_bytes() for part in parts.finish()] == sent
+        assert cut(whole, size, tmp_path / str(size)) == sent
 
 
 # --- one bad part spoils no other ---------------------------------------------------------------------------------------
