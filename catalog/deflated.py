@@ -32,7 +32,7 @@ class Bounded:
         """As the file's own."""
         found = self._file.read(size)
         if size < 0:
-            _bound(_inflate(found, io.BytesIO(), self._about), self._about)
+            _drain(_inflate(found, io.BytesIO(), self._about))
         return found
 
     def __getattr__(self, name: str) -> Any:
@@ -42,7 +42,7 @@ class Bounded:
 def inflated(file: BinaryIO) -> Iterator[bytes]:
     """The file as if its data set stood there inflated: preamble and file meta group (PS3.10 §7.1) as they are, then the rest.
 
-    Raises CatalogError where that is no deflated stream.
+    Raises CatalogError where that is no deflated stream, or more than LARGEST bytes.
     """
     head = file.read(144)
     start = 144 + int.from_bytes(head[140:144], "little") if head[128:132] == b"DICM" else 0
@@ -55,28 +55,28 @@ def check(file: BinaryIO) -> None:
     head = file.read(_META)
     file.seek(0)
     if _syntax(head) == DEFLATED:
-        _bound(inflated(file))
+        _drain(inflated(file))
         file.seek(0)
 
 
 def _inflate(packed: bytes, file: BinaryIO, about: str = "") -> Iterator[bytes]:
-    """What ``packed`` and then the rest of ``file`` stand for, _PIECE bytes at a time."""
-    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    """What ``packed`` and then the rest of ``file`` stand for, _PIECE bytes at a time; CatalogError beyond LARGEST bytes."""
+    stream, length = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:
         while not stream.eof and (packed := packed or file.read(_PIECE)):
-            yield stream.decompress(packed, _PIECE)
-            packed = stream.unconsumed_tail
+            piece = stream.decompress(packed, _PIECE)
+            packed, length = stream.unconsumed_tail, length + len(piece)
+            if length > LARGEST:
+                problem = f"its deflated data set has more than {LARGEST >> 20} MiB"
+                raise CatalogError(problem, about=about, remedy="send it in explicit VR little endian")
+            yield piece
     except zlib.error as problem:
         raise CatalogError(f"its deflated data set is broken: {problem}", about=about, remedy="send it again") from None
 
 
-def _bound(pieces: Iterable[bytes], about: str = "") -> None:
-    length = 0
-    for piece in pieces:
-        length += len(piece)
-        if length > LARGEST:
-            problem = f"its deflated data set has more than {LARGEST >> 20} MiB"
-            raise CatalogError(problem, about=about, remedy="send it in explicit VR little endian")
+def _drain(pieces: Iterable[bytes]) -> None:
+    for _ in pieces:
+        pass
 
 
 def _syntax(head: bytes) -> str:
