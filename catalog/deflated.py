@@ -4,11 +4,14 @@ import io
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from catalog.errors import CatalogError
 
-__all__ = ["DEFLATED", "LARGEST", "Bounded", "check", "inflated"]
+if TYPE_CHECKING:
+    from pydicom import FileDataset
+
+__all__ = ["DEFLATED", "LARGEST", "check", "inflated", "read"]
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 LARGEST = 1 << 29
@@ -18,18 +21,27 @@ _PIECE = 1 << 20
 _META = 1 << 12  # bytes in which the file meta group names the transfer syntax
 
 
-class Bounded:
-    """A binary file for pydicom's dcmread, which inflates all that a file holds, however much that is.
+def read(file: BinaryIO, *, about: str | os.PathLike[str] = "", **options: Any) -> "FileDataset":
+    """The data set that pydicom's dcmread reads from a binary file, with its ``options``. It can be copied: it keeps no file.
 
-    What is read to the file's end is what pydicom inflates: CatalogError where that is more than LARGEST bytes, or broken.
+    Where it is deflated dcmread inflates all that follows, however much that is: CatalogError where that is more than LARGEST
+    bytes, or broken. InvalidDicomError, as by dcmread, where it has no preamble.
     """
+    from pydicom import dcmread
 
-    def __init__(self, file: BinaryIO, *, about: str | os.PathLike[str] = "") -> None:
-        self._file, self._about = file, os.fspath(about)
+    dataset = dcmread(_Bounded(file, os.fspath(about)), **options)
+    dataset.buffer = None
+    return dataset
+
+
+class _Bounded:
+    """What is read to the file's end is what pydicom inflates: it is inflated before, piece by piece, to see how much it is."""
+
+    def __init__(self, file: BinaryIO, about: str) -> None:
+        self._file, self._about = file, about
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        """As the file's own."""
         found = self._file.read(size)
         if size < 0:
             _drain(_inflate(found, io.BytesIO(), self._about))

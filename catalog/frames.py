@@ -11,7 +11,7 @@ from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
-from catalog.deflated import Bounded
+from catalog import deflated
 from catalog.errors import CatalogError
 from catalog.files import is_url, open_binary
 
@@ -208,17 +208,15 @@ class ImageFile:
 
     def _read(self, **options: Any) -> "tuple[Dataset, bool]":
         """The data set, and whether the file states its transfer syntax; the one it was read by is set where it does not."""
-        from pydicom import dcmread
         from pydicom.errors import InvalidDicomError
         from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-        with open_binary(self.path) as opened:
-            file = Bounded(opened, about=self.path)
+        with open_binary(self.path) as file:
             try:
-                found = dcmread(file, **options)
+                found = deflated.read(file, about=self.path, **options)
             except InvalidDicomError:
                 file.seek(0)
-                found = dcmread(file, force=True, **options)
+                found = deflated.read(file, about=self.path, force=True, **options)
                 if "SOPClassUID" not in found and "Rows" not in found:
                     raise NoPicture("not a DICOM file", about=self.path) from None
         if found.file_meta.get("TransferSyntaxUID"):

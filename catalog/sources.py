@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from catalog.deflated import Bounded
+from catalog import deflated
 from catalog.errors import CatalogError
 from catalog.files import list_files, open_binary
 from catalog.nifti import read_nifti
@@ -54,19 +54,17 @@ def read_dataset(path: str | Path, *, pixels: bool = True) -> "Dataset":
     Its file meta group names a transfer syntax even where the file's does not. Raises CatalogError where the file has gone, is
     not DICOM or inflates to too much, or OSError.
     """
-    from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     try:
-        with open_binary(path) as opened:
-            file = Bounded(opened, about=path)
+        with open_binary(path) as file:
             try:
-                return dcmread(file, stop_before_pixels=not pixels)
+                return deflated.read(file, about=path, stop_before_pixels=not pixels)
             except InvalidDicomError:
                 walk(path)
             file.seek(0)
-            dataset = dcmread(file, stop_before_pixels=not pixels, force=True)
+            dataset = deflated.read(file, about=path, stop_before_pixels=not pixels, force=True)
     except FileNotFoundError:
         raise gone(path) from None
     if "TransferSyntaxUID" not in dataset.file_meta:

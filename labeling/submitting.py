@@ -8,8 +8,7 @@ import highdicom as hd
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from catalog import Archive, CatalogError, LabelRevision, Project, State, Submission, seg, submit
-from catalog.deflated import Bounded
+from catalog import Archive, CatalogError, LabelRevision, Project, State, Submission, deflated, seg, submit
 from catalog.labels import LabelTaken, revision
 from catalog.problem import Refused
 from catalog.repair import repair
@@ -100,11 +99,10 @@ def _unpacked(archive: Archive, project: Project, told: SubmittedLabel, sent: by
 
 
 def _decoded(archive: Archive, project: Project, told: SubmittedLabel, sent: bytes) -> "np.ndarray[Any, Any]":
-    from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
 
     try:
-        dataset = dcmread(Bounded(io.BytesIO(sent)))
+        dataset = deflated.read(io.BytesIO(sent))
     except CatalogError as problem:
         raise Refused(422, problem.problem, about=told.series, remedy=problem.remedy) from None
     except (InvalidDicomError, EOFError, ValueError, KeyError) as problem:

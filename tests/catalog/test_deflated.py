@@ -1,5 +1,6 @@
 """Deflated files that stand for more than a memory holds: refused by whatever reads them, with the reason."""
 
+import copy
 import io
 import os
 import shutil
@@ -13,8 +14,7 @@ import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from catalog import Archive, CatalogError
-from catalog.deflated import Bounded
+from catalog import Archive, CatalogError, deflated
 from catalog.frames import ImageFile
 from catalog.sources import read_dataset
 
@@ -127,4 +127,10 @@ def test_a_stream_that_is_damaged_says_so() -> None:
     whole = written(image(DeflatedExplicitVRLittleEndian))
     start = 144 + int.from_bytes(whole[140:144], "little")
     with pytest.raises(CatalogError, match=r"a\.dcm: its deflated data set is broken"):
-        pydicom.dcmread(Bounded(io.BytesIO(whole[:start] + b"\xff" * 100), about="a.dcm"))
+        deflated.read(io.BytesIO(whole[:start] + b"\xff" * 100), about="a.dcm")
+
+
+def test_what_was_read_can_be_copied(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    path.write_bytes(written(image(DeflatedExplicitVRLittleEndian)))
+    assert copy.deepcopy(read_dataset(path)) == read_dataset(path)
