@@ -192,7 +192,7 @@ class Round:
 
         client = MlflowClient(job.tracking_uri)
         known = client.get_experiment_by_name(job.experiment)
-        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in job.tags().items() if name != "code_revision")
+        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in job.key().items())
         runs = client.search_runs([known.experiment_id], wanted, order_by=["start_time DESC"]) if known else []
         for run in runs:
             if run.info.status == "FINISHED":

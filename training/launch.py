@@ -57,16 +57,21 @@ class TrainJob:
     viewer_url: str = ""
     extra_tags: Mapping[str, str] = field(default_factory=dict)
 
+    def key(self) -> dict[str, str]:
+        """The tags that all runs of this training have, whenever they were begun: the code, and tables in which something else
+        was written, may have gone on since. The dataset's name says which images and label revisions it is of."""
+        tags = {"project": self.project, "model": self.model, "dataset": self.dataset.name, "plan_digest": self.plan.digest()}
+        return tags if self.round is None else {**tags, "round": str(self.round)}
+
     def tags(self) -> dict[str, str]:
-        """What a run is found by."""
-        names = ("project", "model", "code_revision", "catalog_version", "labels_version")
-        tags = {name: str(getattr(self, name)) for name in names}
-        tags |= {"dataset": self.dataset.name, "plan_digest": self.plan.digest(), **self.extra_tags}
+        """What its run says of itself."""
+        names = ("code_revision", "catalog_version", "labels_version")
+        tags = {**self.key(), **{name: str(getattr(self, name)) for name in names}, **self.extra_tags}
         if self.left_out:
             tags["left_out"] = str(len(self.left_out))
         if self.parent_run:
             tags["mlflow.parentRunId"] = self.parent_run
-        return tags if self.round is None else {**tags, "round": str(self.round)}
+        return tags
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON stores it."""

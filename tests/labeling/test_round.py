@@ -65,6 +65,8 @@ def test_a_round_labels_trains_judges_promotes_and_scores(place: Workplace) -> N
     scored = place.archive.scores.scan(["series_uid"], where=f"project = '{place.project.key}'").read_all()
     assert set(scored["series_uid"].to_pylist()) == {uid for uid in roles if uid not in known}
 
+    other = Round(replace(place, project=replace(place.project, key="another")), 1, 1)
+    other._label(other._next()["choices"])  # others go on labelling, and a round that is repeated is still the same
     again = Round(place, 1, 4)(at_once)
     for name in ("labels", "dice", "version", "run_id", "champion"):
         assert again[name] == result[name], name
