@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -147,8 +148,8 @@ class Access:
             "referrer-policy": "same-origin",
             "cross-origin-resource-policy": "same-origin",
         }
-        self.headers = {**common, "content-security-policy": policy()}
-        self.foreign = {**common, "content-security-policy": "frame-ancestors 'self'"}
+        self.headers = _encoded({**common, "content-security-policy": policy()})
+        self.foreign = _encoded({**common, "content-security-policy": "frame-ancestors 'self'"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what may pass; answer the rest with the reason. Every answer gets the security headers."""
@@ -160,9 +161,9 @@ class Access:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in added.items():
-                    headers.setdefault(name, value)
+                headers = list(message.get("headers", ()))
+                has = {name for name, _ in headers}
+                message = {**message, "headers": headers + [pair for pair in added if pair[0] not in has]}
             await send(message)
 
         refused = self.refusal(scope, Headers(scope=scope))
@@ -179,7 +180,8 @@ class Access:
             return problem(403, "a page of another site may not change anything here", about=headers.get("origin", "")[:200])
         if host in (public.netloc.lower(), _name(public.netloc)):  # a proxy speaks otherwise to us than its links must say
             scope["scheme"] = public.scheme
-            MutableHeaders(scope=scope)["host"] = public.netloc
+            if headers["host"] != public.netloc:
+                MutableHeaders(scope=scope)["host"] = public.netloc
         return None if scope["path"] in OPEN else self._unknown(scope, headers)
 
     def _unknown(self, scope: Scope, headers: Headers) -> Response | None:
@@ -202,6 +204,11 @@ class Access:
         return problem(401, "who asks is not known", remedy=remedy, headers={"WWW-Authenticate": "Bearer"})
 
 
+def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
+
+
+@lru_cache(maxsize=64)
 def _name(host: str) -> str:
     """The name in ``host[:port]``, in lower case; all of it where it is not of that form."""
     found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^][:/@?#\s]+)(:\d*)?", host)

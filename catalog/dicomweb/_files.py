@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,12 @@ def changed(found: "Indexed") -> Refused:
 
 def tag(found: "Indexed", *how: object) -> str:
     """The ETag of an object, shown as ``how`` says: another file has another, and another way to show it."""
-    shown = f"-{blake2b(repr(how).encode(), digest_size=6).hexdigest()}" if how else ""
-    return f'"{found.modified:x}-{found.length:x}{shown}"'
+    return f'"{found.modified:x}-{found.length:x}{_shown(how) if how else ""}"'
+
+
+@lru_cache(maxsize=256)
+def _shown(how: tuple[object, ...]) -> str:
+    return f"-{blake2b(repr(how).encode(), digest_size=6).hexdigest()}"
 
 
 def check(found: "Indexed") -> None:

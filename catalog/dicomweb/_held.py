@@ -78,12 +78,17 @@ class Held:
             self._known = version, made
         return version
 
-    def has(self, study: str, series: str, sop: str) -> bool:
-        """Whether ``place`` answers from memory, without waiting for anything."""
+    def remembered(self, study: str, series: str, sop: str) -> Place | None:
+        """What ``place`` answers from memory, without waiting for anything; None where it cannot.
+
+        While the index follows, which takes its time after a large ingest, what is remembered is good enough: a file that is
+        no longer as it was is found out when it is read.
+        """
         known, kept = self._known, self._series.get(series)
-        if known is None or kept is None or sop not in kept[2] or kept[2][sop].object.study_uid != study:
-            return False
-        return self._following or (kept[0] == known[0] and self._current())
+        place = kept[2].get(sop) if kept is not None else None
+        if known is None or kept is None or place is None or place.object.study_uid != study:
+            return None
+        return place if self._following or (kept[0] == known[0] and self._current()) else None
 
     def series(self, study: str, series: str) -> Mapping[str, Place]:
         """SOPInstanceUID → place, by InstanceNumber; 404 where the study has no such series."""
@@ -101,14 +106,9 @@ class Held:
         return places
 
     def place(self, study: str, series: str, sop: str) -> Place:
-        """Of one instance; 404 where the series has none such.
-
-        While the index follows, which takes its time after a large ingest, what is remembered is good enough: a file that is
-        no longer as it was is found out when it is read.
-        """
-        kept = self._series.get(series)
-        if self._following and kept is not None and sop in kept[2] and kept[2][sop].object.study_uid == study:
-            return kept[2][sop]
+        """Of one instance; 404 where the series has none such."""
+        if found := self.remembered(study, series, sop):
+            return found
         places = self.series(study, series)
         if sop not in places:
             checked(sop)

@@ -75,7 +75,9 @@ class Frames:
         """Answer one request."""
         asked, headers = scope["path_params"], dict(scope["headers"])
         uids = asked["study"], asked["series"], asked["sop"]
-        place = self.held.place(*uids) if self.held.has(*uids) else await run_in_threadpool(self.held.place, *uids)
+        place = self.held.remembered(*uids)
+        if place is None:
+            place = await run_in_threadpool(self.held.place, *uids)
         numbers = _numbers(asked["frames"], place)
         accept = headers.get(b"accept", b"").decode("latin-1")
         if b"accept=" in scope["query_string"]:
