@@ -180,7 +180,7 @@ class Access:
             return problem(403, "a page of another site may not change anything here", about=headers.get("origin", "")[:200])
         if host in (public.netloc.lower(), _name(public.netloc)):  # a proxy speaks otherwise to us than its links must say
             scope["scheme"] = public.scheme
-            if headers["host"] != public.netloc:
+            if headers.get("host") != public.netloc:
                 MutableHeaders(scope=scope)["host"] = public.netloc
         return None if scope["path"] in OPEN else self._unknown(scope, headers)
 
